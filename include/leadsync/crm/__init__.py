@@ -1,0 +1,1 @@
+"""One file per kind of CRM; `base` says what an adapter is, `http` how it talks."""

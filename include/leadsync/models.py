@@ -1,0 +1,60 @@
+"""The words of the domain that several modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """One lead as a CRM is to hold it.
+
+    `external_id` is our key, stable for ever. `fields` are the CRM's own field names with JSON values (str, int,
+    float, bool, None); the external id field is not among them, the adapter adds it. `crm_id` is the CRM's id
+    of the record where an earlier delivery learnt it.
+    """
+
+    external_id: str
+    fields: Mapping[str, Any]
+    crm_id: str | None = None
+
+
+class Status(StrEnum):
+    """What became of one lead in one request."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"  # also when it was not there: the wish is fulfilled
+    REJECTED = "rejected"  # the CRM says that the data is wrong: trying again changes nothing
+    TRANSIENT = "transient"  # it failed in passing: trying again may help
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one lead: exactly one per lead that was handed to an adapter.
+
+    `code` is the CRM's error code or the HTTP status (`VALIDATION_ERROR`, `429`); `field` the CRM field at fault
+    where it is known; `message` the CRM's own words, which may quote personal data: it is stored encrypted
+    and never logged. `sent` is False when no byte of the request can have reached the CRM (connection refused).
+    """
+
+    external_id: str
+    status: Status
+    crm_id: str | None = None
+    code: str | None = None
+    field: str | None = None
+    message: str | None = None
+    sent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as the CRM holds it, read back."""
+
+    external_id: str
+    crm_id: str
+    fields: Mapping[str, Any]
+    deleted: bool = False
