@@ -1,0 +1,246 @@
+"""The pipeline file: `include/pipelines/<name>.yaml` read into frozen models.
+
+Every mistake in a file is reported at once, in one `ConfigError` whose lines name file, line, field, the
+problem and what is allowed. Nothing here connects to anything, so it is safe while a DAG is parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from leadsync.errors import ConfigError
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+TRANSFORMS = Literal["trim", "lower", "upper", "digits", "iso8601", "epoch_ms", "integer", "number", "boolean", "json"]
+Scalar = str | int | float | bool | None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FieldMapping(_Model):
+    """Where the value of one CRM field comes from: a column (or a path inside a JSON column) or a constant."""
+
+    column: str | None = None
+    path: str | None = Field(None, description="dotted path inside a json or jsonb column, such as utm.source")
+    constant: Scalar = None
+    default: Scalar = Field(None, description="used where the column is NULL or empty")
+    transform: tuple[TRANSFORMS, ...] = ()
+    max_length: int | None = Field(None, gt=0, description="longer texts are cut")
+    required: bool = Field(False, description="a lead without a value becomes a dead letter")
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FieldMapping:
+        if (self.column is None) == ("constant" not in self.model_fields_set):
+            raise ValueError("needs exactly one of `column` and `constant`")
+        if self.path and self.column is None:
+            raise ValueError("`path` needs `column`")
+        return self
+
+
+class Source(_Model):
+    """The lead store: its Airflow connection, table and columns."""
+
+    connection: str = "lead_store"
+    table: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?$")
+    key: tuple[str, ...] = Field(min_length=1, description="columns of a unique key; together the external id")
+    watermark: str = Field(description="column that grows with every change")
+    watermark_kind: Literal["timestamptz", "timestamp", "epoch_s", "epoch_ms"] = "timestamptz"
+    timezone: str = Field("UTC", description="in which a `timestamp` without zone is written")
+    deleted: str | None = Field(None, description="soft-delete column: true, or a number other than 0")
+    columns: tuple[str, ...] = Field(min_length=1, description="all columns that are read")
+    bound: Literal["transactions", "lag"] = "transactions"
+    lag: float = Field(0.0, ge=0, description="seconds behind the source's clock, with `bound: lag`")
+    lookback: float = Field(0.0, ge=0, description="seconds that every window reaches back, with `bound: lag`")
+    ignore_roles: tuple[str, ...] = Field((), description="roles that surely never write the table")
+
+    @model_validator(mode="after")
+    def _columns_are_listed(self) -> Source:
+        for what, names in (
+            ("key", self.key),
+            ("watermark", (self.watermark,)),
+            ("deleted", (self.deleted,)),
+        ):
+            for name in names:
+                if name is not None and name not in self.columns:
+                    raise ValueError(f"`{what}` names the column {name!r}, which `columns` does not list")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("`columns` lists a column twice")
+        if self.bound == "lag" and self.lag <= 0:
+            raise ValueError("`bound: lag` needs a `lag` above 0 seconds")
+        if self.bound == "transactions" and (self.lag or self.lookback):
+            raise ValueError("`lag` and `lookback` belong to `bound: lag`")
+        return self
+
+
+class Delete(_Model):
+    """What a soft delete in the lead store does in the CRM."""
+
+    mode: Literal["delete", "archive", "field"] = "delete"
+    field: str | None = None
+    value: Scalar = None
+
+    @model_validator(mode="after")
+    def _field_is_named(self) -> Delete:
+        if (self.mode == "field") != (self.field is not None):
+            raise ValueError("`field` (and `value`) belong to `mode: field`, which needs them")
+        return self
+
+
+class Destination(_Model):
+    """One configured CRM target."""
+
+    name: str = ""
+    adapter: str
+    connection: str = ""
+    object: str
+    external_id_field: str
+    fields: dict[str, FieldMapping] = Field(min_length=1)
+    route: dict[str, tuple[Scalar, ...]] = Field(
+        default_factory=dict, description="column → values; a lead is routed here when every column matches"
+    )
+    on_delete: Delete = Delete()
+    start: Literal["beginning", "now"] | AwareDatetime = "beginning"
+    in_flight: int = Field(8, ge=1, le=64, description="requests under way at once")
+    max_rejected: float = Field(0.5, gt=0, le=1, description="above this share of rejected leads a load fails")
+    max_rejected_floor: int = Field(20, ge=1, description="so many rejected leads are needed for that")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter")
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: {"column": v} if isinstance(v, str) else v for k, v in value.items()}
+        return value
+
+    @field_validator("route", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: v if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
+        return value
+
+    @field_validator("on_delete", mode="before")
+    @classmethod
+    def _delete_short_form(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+    @property
+    def conn_id(self) -> str:
+        """The Airflow connection with address and credentials."""
+        return self.connection or f"crm_{self.name}"
+
+
+class Schedule(_Model):
+    """When the pipeline runs: a cron expression, as Airflow reads it; None for by hand only."""
+
+    cron: str | None = "* * * * *"
+    start: AwareDatetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Pipeline(_Model):
+    """One source table and its destinations."""
+
+    name: str = ""
+    source: Source
+    schedule: Schedule = Schedule()
+    destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
+    snapshot_ttl_hours: float = Field(168, gt=0)
+
+    @field_validator("destinations", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return [{"name": k, **v} if isinstance(v, dict) else v for k, v in value.items()]
+        return value
+
+    @model_validator(mode="after")
+    def _names_and_columns(self) -> Pipeline:
+        columns = set(self.source.columns)
+        for target in self.destinations:
+            if not NAME.fullmatch(target.name):
+                raise ValueError(f"destination {target.name!r}: a name is lower case letters, digits and _")
+            named = [(f"fields.{f}", m.column) for f, m in target.fields.items() if m.column]
+            for where, column in named + [("route", c) for c in target.route]:
+                if column not in columns:
+                    raise ValueError(
+                        f"destinations.{target.name}.{where}: no column {column!r}; "
+                        f"allowed: {', '.join(self.source.columns)}"
+                    )
+        return self
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """The pipeline that a file describes; its name is the file's. Raises ConfigError for anything wrong."""
+    if not NAME.fullmatch(path.stem):
+        raise ConfigError(f"{path.name}: the file's name is the pipeline's: lower case letters, digits and _")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path.name}: can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path.name}: expected a mapping with `source` and `destinations`")
+    try:
+        return Pipeline.model_validate({**data, "name": path.stem})
+    except ValidationError as error:
+        lines = [_explain(path.name, node, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_pipelines(folder: Path) -> list[Pipeline]:
+    """All pipelines of a folder, by name. Raises ConfigError for the first wrong file."""
+    return [load_pipeline(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _explain(file: str, root: yaml.Node | None, problem: Any) -> str:
+    keys = [part for part in problem["loc"] if isinstance(part, str | int)]
+    line, where = _locate(root, keys)
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{file}:{line}: {'.'.join(where) or 'file'}: {message}"
+
+
+def _locate(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, list[str]]:
+    """Line (from 1) of the deepest node that the keys lead to, and the keys as the file spells them."""
+    line, names = (node.start_mark.line + 1 if node else 1), []
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pairs = list(node.value)
+            # Destinations are written as a mapping by name and validated as a list.
+            found = [p for p in pairs if p[0].value == key] or (
+                [pairs[key]] if isinstance(key, int) and key < len(pairs) else []
+            )
+            if found:
+                names.append(str(found[0][0].value))
+                line, node = found[0][0].start_mark.line + 1, found[0][1]
+                continue
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            names.append(str(key))
+            node = node.value[key]
+            line = node.start_mark.line + 1
+            continue
+        names.append(str(key))
+        node = None
+    return line, names

@@ -1,0 +1,99 @@
+"""The pipeline file: the shipped one is right, and a wrong one names file, line, field and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from leadsync.config import Pipeline, load_pipeline, load_pipelines
+from leadsync.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[2] / "include" / "pipelines"
+GOOD = (SHIPPED / "leads.yaml").read_text(encoding="utf-8")
+
+
+def read(tmp_path: Path, text: str, name: str = "leads.yaml") -> Pipeline:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return load_pipeline(path)
+
+
+def test_the_shipped_pipeline_is_right() -> None:
+    (leads,) = load_pipelines(SHIPPED)
+    assert leads.name == "leads"
+    assert [(d.name, d.conn_id) for d in leads.destinations] == [
+        ("hubspot", "crm_hubspot"),
+        ("salesforce", "crm_salesforce"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "phone: phone",
+            "phone: telephone",
+            r"leads.yaml:\d+: .*fields.phone: no column 'telephone'; allowed: .*",
+        ),
+        ("table: customer", "table: 'customer; drop'", r"leads.yaml:4: source.table: String should match"),
+        ("watermark: update_time", "watermark: changed", r"`watermark` names the column 'changed'"),
+        (
+            "  watermark_kind: timestamptz",
+            "  watermark_kind: date",
+            r"watermark_kind: Input should be 'timestamptz'",
+        ),
+        (
+            "transform: trim}",
+            "transform: reverse}",
+            r"hubspot.fields.firstname.transform.0: Input should be 'trim'",
+        ),
+        (
+            "on_delete: archive",
+            "on_delete: shred",
+            r"destinations.hubspot.on_delete.mode: Input should be 'delete'",
+        ),
+        (
+            "{constant: Web}",
+            "{}",
+            r"salesforce.fields.LeadSource: needs exactly one of `column` and `constant`",
+        ),
+        (
+            "deleted: is_delete",
+            "deletd: is_delete",
+            r"leads.yaml:8: source.deletd: Extra inputs are not permitted",
+        ),
+        ("source:", "source: [", r"leads.yaml: not valid YAML"),
+    ],
+)
+def test_a_wrong_file_says_where_and_what(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=expected):
+        read(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("deleted: is_delete", "deletd: is_delete").replace("on_delete: archive", "on_delete: shred")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_constant_may_be_null_and_a_route_may_be_one_value(tmp_path: Path) -> None:
+    text = GOOD.replace("{constant: Web}", "{constant: null}").replace(
+        "    on_delete: delete\n",
+        "    on_delete: {mode: field, field: Gone__c, value: true}\n    route: {appkey: A}\n",
+    )
+    salesforce = read(tmp_path, text).destinations[1]
+    assert salesforce.fields["LeadSource"].constant is None
+    assert salesforce.route == {"appkey": ("A",)}
+
+
+def test_lag_and_lookback_belong_to_the_lag_bound(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`lag` and `lookback` belong to `bound: lag`"):
+        read(tmp_path, GOOD.replace("  table: customer", "  table: customer\n  lag: 5"))
+    text = GOOD.replace("  table: customer", "  table: customer\n  bound: lag\n  lag: 5\n  lookback: 60")
+    assert read(tmp_path, text).source.lookback == 60
+
+
+def test_the_files_name_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the file's name is the pipeline's"):
+        read(tmp_path, GOOD, "My Leads.yaml")
