@@ -1,13 +1,15 @@
-"""The command line: `python -m leadsync check`."""
+"""The command line: `python -m leadsync check`, `python -m leadsync migrate`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from leadsync.config import load_pipelines
 from leadsync.errors import LeadsyncError
+from leadsync.state import schema
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 
@@ -18,15 +20,33 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="read the pipeline files and say what is wrong")
     check.add_argument("--folder", type=Path, default=PIPELINES, help="default: %(default)s")
+    check.set_defaults(run=_check)
+    migrate = commands.add_parser("migrate", help="bring Leadsync's own tables to what this code needs")
+    migrate.add_argument("--dsn", default=os.environ.get("LEADSYNC_DB_DSN"), help="default: LEADSYNC_DB_DSN")
+    migrate.add_argument("--revision", default="head", help="default: %(default)s; `base` removes the tables")
+    migrate.set_defaults(run=_migrate)
     arguments = parser.parse_args(argv)
     try:
-        for pipeline in load_pipelines(arguments.folder):
-            names = ", ".join(destination.name for destination in pipeline.destinations)
-            print(f"{pipeline.name}: right; {pipeline.source.table} → {names}")
+        arguments.run(arguments)
     except LeadsyncError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for pipeline in load_pipelines(arguments.folder):
+        names = ", ".join(destination.name for destination in pipeline.destinations)
+        print(f"{pipeline.name}: right; {pipeline.source.table} → {names}")
+
+
+def _migrate(arguments: argparse.Namespace) -> None:
+    if not arguments.dsn:
+        raise LeadsyncError("which database? set LEADSYNC_DB_DSN or give --dsn postgresql://…")
+    schema.migrate(arguments.dsn, arguments.revision)
+    print(
+        f"Leadsync's tables are at revision {schema.newest() if arguments.revision == 'head' else arguments.revision}"
+    )
 
 
 if __name__ == "__main__":
