@@ -49,7 +49,7 @@ CREATE TABLE leadsync.delivery (
     digest uuid,
     crm_id text,
     PRIMARY KEY (destination_id, lead_key)
-);
+) WITH (fillfactor = 80);  -- room for updates in place: nothing that changes is indexed
 
 -- Leads of a load that failed in passing: the next try of that load takes them up again.
 CREATE TABLE leadsync.retry_queue (

@@ -1,0 +1,133 @@
+"""The delivery ledger: per destination and lead the highest sequence claimed, the hash of the payload delivered
+(NULL while in doubt) and the CRM's id. Its rules are those of DESIGN's protocol model: claim before sending,
+count "overtaken" only when the newer state was delivered, write the sequence of unchanged leads too.
+
+All run inside the caller's transaction, a chunk of leads at a time: COPY into a temporary table, one merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+
+CLAIMS: LiteralString = """
+CREATE TEMPORARY TABLE IF NOT EXISTS claim (lead_key uuid NOT NULL, digest uuid NOT NULL) ON COMMIT DELETE ROWS
+"""
+
+COPY_CLAIMS: LiteralString = "COPY claim (lead_key, digest) FROM STDIN (FORMAT binary)"
+
+# What the ledger says of each lead. Every lead of the chunk that is known comes back.
+COMPARE: LiteralString = """
+SELECT c.lead_key, d.sequence, d.digest, d.crm_id
+  FROM claim c JOIN leadsync.delivery d ON d.destination_id = %(destination)s AND d.lead_key = c.lead_key
+"""
+
+# Claims: the sequence is written, and the hash cleared unless the lead is unchanged. A lead whose ledger row has a
+# higher sequence is left alone. In key order, so that neighbouring index pages are written together.
+CLAIM: LiteralString = """
+MERGE INTO leadsync.delivery d
+USING (SELECT lead_key, digest FROM claim ORDER BY lead_key) c
+   ON d.destination_id = %(destination)s AND d.lead_key = c.lead_key
+ WHEN MATCHED AND d.sequence <= %(sequence)s THEN
+      UPDATE SET sequence = %(sequence)s,
+                 digest = CASE WHEN d.digest = c.digest AND NOT %(resend)s THEN d.digest END
+ WHEN NOT MATCHED THEN
+      INSERT (destination_id, lead_key, sequence) VALUES (%(destination)s, c.lead_key, %(sequence)s)
+"""
+
+SETTLEMENTS: LiteralString = """
+CREATE TEMPORARY TABLE IF NOT EXISTS settlement (lead_key uuid NOT NULL, digest uuid NOT NULL, crm_id text)
+    ON COMMIT DELETE ROWS
+"""
+
+COPY_SETTLEMENTS: LiteralString = "COPY settlement (lead_key, digest, crm_id) FROM STDIN (FORMAT binary)"
+
+# Settles: the hash of what was accepted, as long as nobody claimed the lead under a higher sequence meanwhile.
+SETTLE: LiteralString = """
+UPDATE leadsync.delivery d
+   SET digest = s.digest, crm_id = coalesce(s.crm_id, d.crm_id)
+  FROM settlement s
+ WHERE d.destination_id = %(destination)s AND d.lead_key = s.lead_key AND d.sequence = %(sequence)s
+"""
+
+# A dead letter is resolved by itself when the lead is delivered.
+RESOLVE: LiteralString = """
+UPDATE leadsync.dead_letter l
+   SET resolved_at = now(), updated_at = now(), resolution = 'delivered by a later run'
+  FROM settlement s
+ WHERE l.destination_id = %(destination)s AND l.lead_key = s.lead_key AND l.resolved_at IS NULL
+RETURNING l.external_id
+"""
+
+FORGET_RETRIES: LiteralString = """
+DELETE FROM leadsync.retry_queue q USING settlement s
+ WHERE q.destination_id = %(destination)s AND q.lead_key = s.lead_key
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The verdict on a chunk: what to send (with the CRM ids known), and what not, by lead key."""
+
+    send: dict[UUID, str | None]
+    unchanged: set[UUID]
+    overtaken: set[UUID]
+    in_doubt: set[UUID]  # claimed by a newer snapshot but not known to be delivered: read it again and send that
+
+
+def claim(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    sequence: int,
+    leads: Sequence[tuple[UUID, UUID]],
+    *,
+    resend: bool = False,
+    dry_run: bool = False,
+) -> Claims:
+    """Claims leads (key, hash of the payload) under a sequence; `dry_run` only looks."""
+    if not leads:
+        return Claims({}, set(), set(), set())
+    digests = dict(leads)
+    connection.execute(CLAIMS)
+    _copy(connection, COPY_CLAIMS, ["uuid", "uuid"], leads)
+    verdict = Claims(dict.fromkeys(digests), set(), set(), set())
+    for key, claimed, digest, crm_id in connection.execute(COMPARE, {"destination": destination}):
+        if claimed > sequence:
+            (verdict.in_doubt if digest is None else verdict.overtaken).add(key)
+        elif digest == digests[key] and not resend:
+            verdict.unchanged.add(key)
+        else:
+            verdict.send[key] = crm_id
+            continue
+        del verdict.send[key]
+    if not dry_run:
+        connection.execute(CLAIM, {"destination": destination, "sequence": sequence, "resend": resend})
+    return verdict
+
+
+def settle(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    sequence: int,
+    delivered: Iterable[tuple[UUID, UUID, str | None]],
+) -> list[str]:
+    """Writes what was accepted (key, hash, CRM id); returns the external ids whose dead letters it resolved."""
+    connection.execute(SETTLEMENTS)
+    _copy(connection, COPY_SETTLEMENTS, ["uuid", "uuid", "text"], delivered)
+    values = {"destination": destination, "sequence": sequence}
+    connection.execute(SETTLE, values)
+    connection.execute(FORGET_RETRIES, values)
+    return [row[0] for row in connection.execute(RESOLVE, values)]
+
+
+def _copy(
+    connection: psycopg.Connection[Any], statement: LiteralString, types: list[str], rows: Iterable[tuple[Any, ...]]
+) -> None:
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.set_types(types)
+        for row in rows:
+            copy.write_row(row)
