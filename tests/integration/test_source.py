@@ -1,0 +1,170 @@
+"""The lead store on a real PostgreSQL: the safe bound, the window, what is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leadsync import copytext
+from leadsync.config import Source
+from leadsync.errors import SourceError
+from leadsync.source import APPLICATION_NAME, LeadStore, Window
+
+Connection = psycopg.Connection[Any]
+TABLE = """
+CREATE TABLE customer (appkey text, uid bigint, name text, update_time timestamptz NOT NULL, changed bigint,
+                       is_delete boolean NOT NULL DEFAULT false, PRIMARY KEY (appkey, uid));
+CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN NEW.update_time := now(); NEW.changed := floor(extract(epoch FROM now())); RETURN NEW; END';
+CREATE TRIGGER stamp BEFORE INSERT OR UPDATE ON customer FOR EACH ROW EXECUTE FUNCTION stamp();
+"""
+UPSERT = """
+INSERT INTO customer (appkey, uid, name) VALUES ('A', %s, %s)
+ON CONFLICT (appkey, uid) DO UPDATE SET name = excluded.name
+"""
+
+
+def source(**more: Any) -> Source:
+    columns = ("appkey", "uid", "name", "update_time", "changed", "is_delete")
+    base = {"table": "customer", "key": ("appkey", "uid"), "watermark": "update_time", "columns": columns}
+    return Source.model_validate({**base, **more})
+
+
+@pytest.fixture
+def writer(database: str) -> Iterator[Connection]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(TABLE)
+        yield connection
+
+
+@pytest.fixture
+def reader(database: str, writer: Connection) -> Iterator[Connection]:
+    with psycopg.connect(database, autocommit=True, application_name=APPLICATION_NAME) as connection:
+        yield connection
+
+
+def uids(store: LeadStore, window: Window) -> list[int]:
+    return [int(row[1] or 0) for row in copytext.parse(b"".join(store.stream(window)))]
+
+
+def test_the_bound_stops_at_the_oldest_open_transaction(reader: Connection, writer: Connection) -> None:
+    store = LeadStore(reader, source())
+    with writer.transaction():
+        (start,) = writer.execute("SELECT now()").fetchone() or (None,)
+        writer.execute(UPSERT, (1, "late"))
+        reader.execute("SELECT pg_sleep(0.06)")  # past the margin
+        bound = store.bound()
+        assert bound.upper == start
+        assert bound.pid == writer.info.backend_pid
+    assert uids(store, Window(None, bound.upper)) == []
+
+
+@pytest.mark.parametrize(("kind", "step"), [("epoch_s", timedelta(seconds=1)), ("timestamptz", timedelta(0))])
+def test_windows_meet_without_gap_or_overlap(
+    reader: Connection, writer: Connection, kind: str, step: timedelta
+) -> None:
+    column = "changed" if kind == "epoch_s" else "update_time"
+    store = LeadStore(reader, source(watermark=column, watermark_kind=kind))
+    writer.execute(UPSERT, (1, "x"))
+    (at,) = writer.execute("SELECT update_time FROM customer").fetchone() or (None,)
+    at = at.replace(microsecond=0) if step else at
+    assert uids(store, Window(None, at)) == []
+    assert uids(store, Window(at, at + timedelta(seconds=1))) == [1]
+    assert uids(store, Window(at + timedelta(seconds=1), at + timedelta(seconds=2))) == []
+
+
+def test_a_prepared_transaction_is_seen(reader: Connection, writer: Connection) -> None:
+    with writer.transaction():
+        writer.execute(UPSERT, (1, "x"))
+        writer.execute("PREPARE TRANSACTION 't'")
+    assert LeadStore(reader, source()).bound().prepared == 1
+    writer.execute("COMMIT PREPARED 't'")
+    assert LeadStore(reader, source()).bound().prepared == 0
+
+
+def test_roles_that_never_write_do_not_hold_it_back(reader: Connection, writer: Connection) -> None:
+    with writer.transaction():
+        writer.execute("SELECT 1")
+        assert LeadStore(reader, source(ignore_roles=("postgres",))).bound().pid is None
+
+
+def test_a_lag_is_taken_from_the_sources_clock(reader: Connection) -> None:
+    upper = LeadStore(reader, source(bound="lag", lag=60)).bound().upper
+    assert timedelta(seconds=59) < datetime.now(UTC) - upper < timedelta(seconds=70)
+
+
+def test_leads_are_read_again_by_key(reader: Connection, writer: Connection) -> None:
+    writer.execute(UPSERT, (1, "tab\tand\\N"))
+    rows = copytext.parse(b"".join(LeadStore(reader, source()).read([("A", "1"), ("A'; --", "2")])))
+    assert [row[:3] for row in rows] == [["A", "1", "tab\tand\\N"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"table": "nothing"}, "connection lead_store: there is no table nothing"),
+        ({"columns": ("appkey", "uid", "update_time", "phone")}, "no column phone; it has appkey, uid"),
+        ({"watermark_kind": "epoch_s"}, "update_time is timestamp with time zone, but `watermark_kind`"),
+        ({"key": ("appkey",)}, r"the key columns \(appkey\) of customer are not unique"),
+    ],
+)
+def test_a_source_that_can_not_be_used_says_why(reader: Connection, change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SourceError, match=expected):
+        LeadStore(reader, source(**change)).check()
+
+
+def test_missing_rights_name_the_remedy(database: str, writer: Connection) -> None:
+    role = f"weak_{database.rpartition('_')[2]}"
+    writer.execute(f"CREATE ROLE {role} LOGIN")
+    with psycopg.connect(database.replace("postgres@", f"{role}@"), autocommit=True) as connection:
+        with pytest.raises(SourceError, match="no right to read; run: GRANT SELECT ON customer TO <role>"):
+            LeadStore(connection, source()).check()
+        writer.execute(f"GRANT SELECT ON customer TO {role}")
+        with pytest.raises(SourceError, match="run: GRANT pg_read_all_stats TO <role>"):
+            LeadStore(connection, source()).check()
+        writer.execute(f"GRANT pg_read_all_stats TO {role}")
+        LeadStore(connection, source()).check()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), steps=st.integers(10, 60))
+def test_no_change_is_missed_whatever_commits_late(
+    database: str, reader: Connection, writer: Connection, seed: int, steps: int
+) -> None:
+    """Concurrent transactions commit, roll back and commit late in random order; the table is polled all along."""
+    chance = random.Random(seed)  # noqa: S311 (a test's dice)
+    writer.execute("TRUNCATE customer")
+    store, seen, lower, version = LeadStore(reader, source()), {}, None, 0
+    writers = [psycopg.connect(database) for _ in range(4)]
+    try:
+        for _ in range(steps):
+            one = chance.choice(writers)
+            action = chance.random()
+            if action < 0.6:
+                # Each writer has leads of its own, so that none waits for another's row lock.
+                version += 1
+                one.execute(UPSERT, (writers.index(one) * 10 + chance.randrange(3), str(version)))
+            elif action < 0.75:
+                one.commit()
+            elif action < 0.85:
+                one.rollback()
+            else:
+                upper = store.bound().upper
+                for row in copytext.parse(b"".join(store.stream(Window(lower, upper)))):
+                    seen[row[1]] = row[2]
+                lower = upper
+    finally:
+        for one in writers:
+            chance.choice((one.commit, one.rollback))()
+            one.close()
+    reader.execute("SELECT pg_sleep(0.06)")  # past the margin
+    for row in copytext.parse(b"".join(store.stream(Window(lower, store.bound().upper)))):
+        seen[row[1]] = row[2]
+    assert seen == {str(uid): name for uid, name in writer.execute("SELECT uid, name FROM customer")}
