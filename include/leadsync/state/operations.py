@@ -1,0 +1,196 @@
+"""Sync operations and the operation log: which windows were passed over, by whom, with what result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+
+# One operation per run; a re-run of `extract` gives it a new attempt, and the old attempt's window and snapshot go.
+OPEN: LiteralString = """
+INSERT INTO leadsync.sync_operation AS o
+       (sync_id, pipeline, run_id, attempt_id, kind, lower_bound, upper_bound, destinations, resend)
+VALUES (%(sync_id)s, %(pipeline)s, %(run_id)s, %(attempt_id)s, %(kind)s, %(lower)s, %(upper)s, %(destinations)s,
+        %(resend)s)
+ON CONFLICT (pipeline, run_id) DO UPDATE
+   SET attempt_id = excluded.attempt_id, kind = excluded.kind, lower_bound = excluded.lower_bound,
+       upper_bound = excluded.upper_bound, destinations = excluded.destinations, resend = excluded.resend,
+       sequence = NULL, rows_read = NULL, snapshot_at = NULL, committed_at = NULL
+RETURNING sync_id::text
+"""
+
+READ: LiteralString = """
+SELECT sync_id::text, attempt_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
+       rows_read, committed_at IS NOT NULL
+  FROM leadsync.sync_operation WHERE sync_id = %(sync_id)s
+"""
+
+TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
+
+# The snapshot is complete. Its attempt must still be the operation's.
+SNAPSHOT: LiteralString = """
+UPDATE leadsync.sync_operation SET sequence = %(sequence)s, rows_read = %(rows)s, snapshot_at = now()
+ WHERE sync_id = %(sync_id)s AND attempt_id = %(attempt_id)s
+"""
+
+COMMITTED: LiteralString = "UPDATE leadsync.sync_operation SET committed_at = now() WHERE sync_id = %(sync_id)s"
+
+# A load starts, or goes on where an earlier try of the same attempt stopped.
+START_LOAD: LiteralString = """
+INSERT INTO leadsync.operation_log AS l (sync_id, attempt_id, destination_id)
+VALUES (%(sync_id)s, %(attempt_id)s, %(destination)s)
+ON CONFLICT (sync_id, attempt_id, destination_id, shard) DO UPDATE SET end_at = NULL, result = NULL, error = NULL
+RETURNING id, next_chunk, rows_read, delivered, unchanged, overtaken, not_routed, dead
+"""
+
+PROGRESS: LiteralString = """
+UPDATE leadsync.operation_log
+   SET next_chunk = %(next_chunk)s, rows_read = %(rows_read)s, delivered = %(delivered)s, unchanged = %(unchanged)s,
+       overtaken = %(overtaken)s, not_routed = %(not_routed)s, dead = %(dead)s
+ WHERE id = %(id)s
+"""
+
+END_LOAD: LiteralString = """
+UPDATE leadsync.operation_log SET end_at = now(), result = %(result)s, error = %(error)s WHERE id = %(id)s
+"""
+
+ADD_DATA: LiteralString = """
+INSERT INTO leadsync.operation_data (operation_id, part, records)
+SELECT %(id)s, coalesce(max(part) + 1, 0), %(records)s FROM leadsync.operation_data WHERE operation_id = %(id)s
+"""
+
+# The loads of an attempt that ended well, and what they add up to.
+ENDED: LiteralString = """
+SELECT w.destination, l.result, l.rows_read, l.delivered, l.unchanged, l.overtaken, l.not_routed, l.dead
+  FROM leadsync.operation_log l JOIN leadsync.watermark w USING (destination_id)
+ WHERE l.sync_id = %(sync_id)s AND l.attempt_id = %(attempt_id)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One sync operation as the database knows it; `sequence` and `rows` are None until the snapshot is complete."""
+
+    sync_id: str
+    attempt_id: str
+    pipeline: str
+    kind: str  # run or backfill
+    lower: datetime | None
+    upper: datetime
+    destinations: list[str]
+    resend: bool
+    sequence: int | None
+    rows: int | None
+    committed: bool
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the leads that a load read; the sum holds when the load is done."""
+
+    read: int = 0
+    delivered: int = 0
+    unchanged: int = 0
+    overtaken: int = 0
+    not_routed: int = 0
+    dead: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.delivered + self.unchanged + self.overtaken + self.not_routed + self.dead
+
+
+@dataclass(slots=True)
+class LoadLog:
+    """The row of one load in the operation log, and how far it has come."""
+
+    id: int
+    next_chunk: int
+    counts: Counts
+
+
+def open_operation(connection: psycopg.Connection[Any], operation: Operation, run_id: str) -> str:
+    """Writes the operation's new attempt; returns the sync id, which stays that of the run's first attempt."""
+    row = connection.execute(
+        OPEN,
+        {
+            "sync_id": operation.sync_id,
+            "pipeline": operation.pipeline,
+            "run_id": run_id,
+            "attempt_id": operation.attempt_id,
+            "kind": operation.kind,
+            "lower": operation.lower,
+            "upper": operation.upper,
+            "destinations": operation.destinations,
+            "resend": operation.resend,
+        },
+    ).fetchone()
+    return str(row[0]) if row else operation.sync_id
+
+
+def read(connection: psycopg.Connection[Any], sync_id: str) -> Operation | None:
+    """The operation, or None."""
+    row = connection.execute(READ, {"sync_id": sync_id}).fetchone()
+    return Operation(*row) if row else None
+
+
+def take_sequence(connection: psycopg.Connection[Any]) -> int:
+    """The next fencing token; only under the pipeline's lock, before the read that it stands for."""
+    row = connection.execute(TAKE_SEQUENCE).fetchone()
+    return int(row[0]) if row else 0
+
+
+def record_snapshot(connection: psycopg.Connection[Any], operation: Operation, sequence: int, rows: int) -> bool:
+    """Notes the complete snapshot; False when a newer attempt has replaced this one."""
+    values = {"sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "sequence": sequence, "rows": rows}
+    return connection.execute(SNAPSHOT, values).rowcount == 1
+
+
+def mark_committed(connection: psycopg.Connection[Any], sync_id: str) -> None:
+    """Notes that the operation's watermarks were moved, or that it was done without any."""
+    connection.execute(COMMITTED, {"sync_id": sync_id})
+
+
+def start_load(connection: psycopg.Connection[Any], operation: Operation, destination: int) -> LoadLog:
+    """Opens the load's row, or goes on with that of an earlier try."""
+    row = connection.execute(
+        START_LOAD,
+        {"sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "destination": destination},
+    ).fetchone()
+    if row is None:
+        raise RuntimeError("the operation log gave no row back")
+    return LoadLog(row[0], row[1], Counts(*row[2:]))
+
+
+def save_progress(connection: psycopg.Connection[Any], log: LoadLog, records: bytes | None) -> None:
+    """Writes the place and the counts, and the sealed records of what was sent since."""
+    counts = log.counts
+    connection.execute(
+        PROGRESS,
+        {
+            "id": log.id,
+            "next_chunk": log.next_chunk,
+            "rows_read": counts.read,
+            "delivered": counts.delivered,
+            "unchanged": counts.unchanged,
+            "overtaken": counts.overtaken,
+            "not_routed": counts.not_routed,
+            "dead": counts.dead,
+        },
+    )
+    if records is not None:
+        connection.execute(ADD_DATA, {"id": log.id, "records": records})
+
+
+def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: str | None = None) -> None:
+    """Closes the load's row: result 1, or 0 with the error."""
+    connection.execute(END_LOAD, {"id": log.id, "result": 0 if error else 1, "error": error})
+
+
+def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, tuple[int | None, Counts]]:
+    """Result and counts of the loads of this attempt, by destination."""
+    values = {"sync_id": UUID(operation.sync_id), "attempt_id": UUID(operation.attempt_id)}
+    return {name: (result, Counts(*rest)) for name, result, *rest in connection.execute(ENDED, values)}
