@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -28,8 +27,7 @@ def dry_run(
     store: LeadStore,
     pipeline: Pipeline,
     destination: str,
-    lower: datetime | None,
-    upper: datetime,
+    window: Window,
     *,
     resend: bool,
 ) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def dry_run(
     mapper = Mapper(pipeline.source, target)
     mark = watermark.read(state, pipeline.name, [destination]).get(destination)
     counts, fields = Counter({name: 0 for name in ("read", *OUTCOMES)}), Counter[str]()
-    for rows in _groups(store.stream(Window(lower, upper))):
+    for rows in _groups(store.stream(window)):
         counts["read"] += len(rows)
         mapped: list[Mapped] = []
         for line in rows:

@@ -17,10 +17,11 @@ import psycopg
 import structlog
 
 from leadsync.config import Destination, Pipeline
+from leadsync.crm.base import CRMAdapter
 from leadsync.errors import ConfigError, LeadsyncError, SnapshotError, Superseded
 from leadsync.load import Load
 from leadsync.sealing import Sealer
-from leadsync.sending import Adapter, Sender
+from leadsync.sending import Sender
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import Bound, LeadStore, Window
 from leadsync.state import fence, operations, recovery_log, schema, watermark
@@ -49,7 +50,7 @@ class Request:
 
 def read_request(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Request:
     """The parameters of a run, checked. Raises ConfigError that says which one is wrong and what is allowed."""
-    since, until = _moment("since", parameters), _moment("until", parameters)
+    since, until = moment("since", parameters), moment("until", parameters)
     if until is not None and since is None:
         raise ConfigError("`until` needs `since`: together they are the window of a backfill")
     if since is not None and until is not None and since >= until:
@@ -65,17 +66,18 @@ def read_request(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Request:
     return Request(since, until, tuple(name for name in names if name in wanted or not wanted), **flags)
 
 
-def _moment(name: str, parameters: Mapping[str, Any]) -> datetime | None:
+def moment(name: str, parameters: Mapping[str, Any]) -> datetime | None:
+    """A time among parameters, None where there is none. Raises ConfigError without an offset."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
     try:
-        moment = datetime.fromisoformat(str(value))
+        found = datetime.fromisoformat(str(value))
     except ValueError:
         raise ConfigError(f"`{name}` is not an RFC 3339 time such as 2026-01-31T09:30:00+08:00") from None
-    if moment.tzinfo is None:
+    if found.tzinfo is None:
         raise ConfigError(f"`{name}` has no offset: write it as 2026-01-31T09:30:00+08:00 or …Z")
-    return moment
+    return found
 
 
 def fix_window(state: Connection, store: LeadStore, pipeline: Pipeline, request: Request) -> Window:
@@ -178,8 +180,7 @@ def load(
     sync_id: str,
     attempt_id: str,
     destination: str,
-    make_adapter: Callable[[Callable[[], None]], Adapter],
-    longest_request: float,
+    adapter: CRMAdapter,
 ) -> dict[str, int]:
     """Delivers the snapshot to one destination and returns the counts; raises what the retry is to react to."""
     operation = current(state, sync_id, attempt_id)
@@ -197,8 +198,8 @@ def load(
     row = None
     try:
         with (
-            fence.hold(state, mark.destination_id, longest_request) as held,
-            Sender(make_adapter, held, target.in_flight) as sender,
+            fence.hold(state, mark.destination_id, adapter.longest_request) as held,
+            Sender(adapter, held, target.in_flight) as sender,
         ):
             work = Load(
                 state, snapshots, sealer, pipeline, operation, destination, mark.destination_id, held, sender, reread

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Protocol
 
+from leadsync.crm.base import CRMAdapter
 from leadsync.errors import FenceLost, LeadsyncError
 from leadsync.models import Lead, Outcome, Status
 from leadsync.state.fence import Fence
@@ -18,26 +18,14 @@ FAILURES_IN_A_ROW = 3
 REQUEST_FAILURES = {"timeout", "connection", "malformed_reply"}
 
 
-class Adapter(Protocol):
-    """What a load needs of a CRM adapter."""
-
-    max_batch: int
-    longest_request: float
-
-    def deliver(self, leads: Sequence[Lead], *, delete: bool = False) -> list[Outcome]:
-        """One outcome per lead, in order; raises AccessError, QuotaExceeded or FenceLost."""
-
-    def close(self) -> None:
-        """Gives the connections back."""
-
-
 class Sender:
-    """A pool of senders for one load. `before_request` is to be asked before every request."""
+    """A pool of senders for one load; the adapter asks it before every request."""
 
-    def __init__(self, make_adapter: Callable[[Callable[[], None]], Adapter], fence: Fence, in_flight: int) -> None:
+    def __init__(self, adapter: CRMAdapter, fence: Fence, in_flight: int) -> None:
         self._fence = fence
         self._stopping = threading.Event()
-        self.adapter = make_adapter(self.before_request)
+        self.adapter = adapter
+        adapter.before_request = self.before_request
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="sender")
         self._careful = threading.Lock()
         self._lock = threading.Lock()
@@ -54,7 +42,6 @@ class Sender:
         if error is not None:
             self._fence.abandon()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self.adapter.close()
 
     @property
     def stopped(self) -> bool:
