@@ -40,9 +40,7 @@ class Faults(_Model):
     malformed: Chance | None = Field(None, description="the change is made, the reply is no JSON")
     reject: Reject | None = Field(None, description="some records are refused")
     down: bool = Field(False, description="connections are closed at once")
-    expire_tokens: bool = Field(
-        False, description="tokens are refused: Salesforce's until a new login, HubSpot's as long as this is on"
-    )
+    expire_tokens: bool = Field(False, description="tokens issued so far are refused (HubSpot: while this is on)")
     quota_spent: bool = Field(False, description="the daily limit is spent")
     whole_batch: bool = Field(False, description="one bad record refuses the whole batch")
 

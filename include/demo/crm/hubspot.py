@@ -97,12 +97,12 @@ class HubSpot(Vendor):
         results, errors = [], []
         whole = self.faults.active.whole_batch or any("objectWriteTraceId" not in item for item in inputs)
         problems = {item["id"]: self._judge(item) for item in inputs}
+        if whole and (first := next(filter(None, problems.values()), None)):
+            raise first
         for item in inputs:
             problem = problems[item["id"]]
             if problem is None:
                 results.append(self._write(item))
-            elif whole:
-                raise problem
             else:
                 context = {"objectWriteTraceId": [item["objectWriteTraceId"]]}
                 if problem.name:
