@@ -19,8 +19,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.dsn:
         parser.error("which lead store? set LEAD_STORE_DSN or give --dsn")
-    crms = {name: os.environ[key] for name, key in (("HubSpot", "CRM_HUBSPOT_URL"), ("Salesforce", "CRM_SALESFORCE_URL"))
-            if key in os.environ}  # fmt: skip
+    names = {"HubSpot": "CRM_HUBSPOT_URL", "Salesforce": "CRM_SALESFORCE_URL"}
+    crms = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
     uvicorn.run(make_app(arguments.dsn, crms), host="127.0.0.1", port=arguments.port, log_level="warning")
     return 0
 
