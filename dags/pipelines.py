@@ -47,7 +47,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.extract(pipeline, get_current_context())
 
         @task
-        def snapshot(opened: dict[str, Any]) -> dict[str, Any]:
+        def snapshot(opened: dict[str, Any]) -> list[str]:
             return runtime.snapshot(pipeline, opened)
 
         @task(map_index_template="{{ label }}")
@@ -59,8 +59,8 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.commit_watermark(pipeline, opened)
 
         opened = extract()
-        loads = load.partial(opened=opened).expand(destination=opened["destinations"])
-        snapshot(opened) >> loads >> commit_watermark(opened)
+        loads = load.partial(opened=opened).expand(destination=snapshot(opened))
+        loads >> commit_watermark(opened)
 
     return sync()
 
