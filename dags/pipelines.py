@@ -1,7 +1,8 @@
-"""Makes the DAG `<pipeline>_sync` of every file in include/pipelines."""
+"""Makes the DAG `<pipeline>_sync` of every file in include/pipelines, or in LEADSYNC_PIPELINES."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from leadsync import runtime
 from leadsync.config import Pipeline, load_pipelines
 from leadsync.crm import registry
 
-PIPELINES = Path(__file__).parents[1] / "include" / "pipelines"
+PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "include" / "pipelines")
 
 DOCUMENTATION = """
 Keeps **{destinations}** in step with the table `{table}`.
