@@ -1,0 +1,238 @@
+"""What an adapter is. A CRM is one file beside this one, with one subclass of `CRMAdapter`; `registry` finds it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar, TypeVar, final
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leadsync.config import Destination
+from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed, StaticToken
+from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
+from leadsync.models import Lead, Outcome, Record, Status
+
+T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of objects and fields: safe in an address and in a query
+EXCERPT = 200  # characters of a reply that makes no sense that are kept
+PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and runs of digits
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What the Airflow connection of a destination says. `url` is the base address without a trailing slash."""
+
+    url: str
+    login: str = ""
+    password: str = field(default="", repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Settings(BaseModel):
+    """The settings that every adapter knows; an adapter's own come in a subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout: float = Field(30, gt=0, le=600, description="seconds to wait for an answer")
+    connect_timeout: float = Field(5, gt=0, le=60, description="seconds to wait for a connection")
+    requests_per_second: float | None = Field(None, gt=0, description="instead of the vendor's limit")
+
+
+class BatchRefused(FailNow):
+    """The CRM refused a batch as a whole because of data in it: `deliver` halves it until the bad lead stands alone."""
+
+    def __init__(self, code: str, *, field: str | None = None, message: str | None = None) -> None:
+        super().__init__(f"the CRM refused the request ({code})")
+        self.code = code
+        self.field = field
+        self.message = message
+
+
+class CRMAdapter(ABC):
+    """One kind of CRM, made for one destination. Thread-safe.
+
+    `upsert` and `delete` take one batch of different leads and return at most one outcome per lead, for every lead that
+    the reply speaks of; they raise BatchRefused and RequestFailed. Use `deliver`, which makes them whole.
+    """
+
+    name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
+    label: ClassVar[str]  # the vendor's name
+    max_batch: ClassVar[int]
+    requests_per_second: ClassVar[float]
+    delete_modes: ClassVar[frozenset[str]]
+    settings_model: ClassVar[type[BaseModel]] = Settings
+
+    def __init__(
+        self, destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+    ) -> None:
+        """Raises ConfigError when the settings or the address are wrong. Connects to nothing."""
+        settings = validated_settings(type(self), destination)
+        assert isinstance(settings, Settings)  # noqa: S101
+        address = urlsplit(endpoint.url)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
+            raise ConfigError(f"connection {destination.conn_id}: the address must look like https://host")
+        self.destination = destination
+        self.endpoint = endpoint
+        self.settings: Any = settings
+        self.who = f"{self.label} (connection {destination.conn_id})"
+        self.http = HTTPClient(
+            self.who,
+            requests_per_second=settings.requests_per_second or self.requests_per_second,
+            connect_timeout=settings.connect_timeout,
+            timeout=settings.timeout,
+            before_request=before_request,
+            explain=self.explain,
+        )
+        self.credentials = self.make_credentials()
+
+    @property
+    def longest_request(self) -> float:
+        """Seconds that one request may be under way at most; see `HTTPClient.longest_request`."""
+        return self.http.longest_request
+
+    @abstractmethod
+    def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
+        """Creates or updates the records of at most `max_batch` leads by external id, in one request or a few."""
+
+    @abstractmethod
+    def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
+        """Deletes the records of at most `max_batch` leads; one that is not there counts as deleted."""
+
+    @abstractmethod
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
+        """The records by external id, with the destination's fields; what is not there is missing. Any number of ids.
+
+        Raises Unavailable, AccessError and QuotaExceeded.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises AccessError when credentials, object or fields are not as the destination needs them."""
+
+    def explain(self, reply: Reply) -> LeadsyncError | None:
+        """What an error reply means where the vendor differs from HTTP's general rules."""
+        return None
+
+    def make_credentials(self) -> Credentials:
+        """By default the connection's password is a token."""
+        return StaticToken(self.who, Access(self.endpoint.url, self.endpoint.password))
+
+    def close(self) -> None:
+        self.http.close()
+
+    @final
+    def deliver(self, leads: Sequence[Lead], *, delete: bool = False) -> list[Outcome]:
+        """Exactly one outcome per lead, in the order of the leads.
+
+        Raises AccessError, QuotaExceeded and FenceLost; what earlier batches did is then not told, and sending
+        it again does no harm. Raises ValueError when a lead is there twice.
+        """
+        ids = [lead.external_id for lead in leads]
+        if len(set(ids)) != len(ids):
+            raise ValueError("the same external id is there twice")
+        outcomes: dict[str, Outcome] = {}
+        for batch in batches(leads, self.max_batch):
+            outcomes |= self.attempt(self.delete if delete else self.upsert, batch)
+        return [outcomes[external_id] for external_id in ids]
+
+    @final
+    def attempt(self, act: Callable[[Sequence[Lead]], list[Outcome]], batch: Sequence[Lead]) -> dict[str, Outcome]:
+        """Exactly one outcome per lead of one batch, by external id."""
+        try:
+            told = act(batch)
+        except BatchRefused as refused:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return self.attempt(act, batch[:middle]) | self.attempt(act, batch[middle:])
+            told = [
+                Outcome(lead.external_id, Status.REJECTED, None, refused.code, refused.field, refused.message)
+                for lead in batch
+            ]
+        except RequestFailed as failed:
+            words = None if failed.reply is None else excerpt(failed.reply, batch)
+            told = [
+                Outcome(
+                    lead.external_id, Status.TRANSIENT, None, failed.code, None, words, failed.sent, failed.retry_after
+                )
+                for lead in batch
+            ]
+        outcomes: dict[str, Outcome] = {}
+        for outcome in told:
+            if outcome.external_id in outcomes:  # a reply that contradicts itself
+                outcome = Outcome(outcome.external_id, Status.TRANSIENT, code="malformed_reply")
+            outcomes[outcome.external_id] = outcome
+        missing = "missing_from_reply"
+        return {
+            lead.external_id: outcomes.get(lead.external_id)
+            or Outcome(lead.external_id, Status.TRANSIENT, code=missing)
+            for lead in batch
+        }
+
+    def named(self, words: str) -> str | None:
+        """The first of the destination's fields, its external id field or object that a CRM's message names."""
+        target = self.destination
+        names = [target.external_id_field, *target.fields, target.on_delete.field, target.object]
+        found = [name for name in names if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words)]
+        return max(found, key=len, default=None)
+
+    def missing(self, code: str, name: str | None) -> AccessError:
+        """The error for an object or a field that the CRM does not know."""
+        what = f"{name!r}" if name else "a field or the object"
+        return AccessError(
+            f"{self.who} does not know or does not open {what} of {self.destination.object!r} ({code}): create it there, "
+            f"give the account the right to it, or correct destination {self.destination.name!r}"
+        )
+
+
+def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> BaseModel:
+    """The destination's settings as the adapter's model. Raises ConfigError that names each wrong one."""
+    try:
+        return adapter.settings_model.model_validate(destination.settings)
+    except ValidationError as error:
+        lines = [
+            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`, in order."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def excerpt(text: str, leads: Sequence[Lead]) -> str:
+    """The beginning of a reply with addresses, long numbers and whatever the leads hold blotted out."""
+    values = {v for lead in leads for v in lead.fields.values() if isinstance(v, str) and len(v) >= 3}
+    spellings = {
+        spelling
+        for value in values
+        for spelling in (
+            value,
+            html.escape(value),
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+        )
+    }
+    # Longest first, for a value may contain another; not letter for letter, for CRMs lower e-mail addresses.
+    secret = re.compile("|".join([*map(re.escape, sorted(spellings, key=len, reverse=True)), PRIVATE]), re.IGNORECASE)
+    kept, end = "", 0
+    for match in secret.finditer(text):
+        kept += text[end : match.start()] + "•••"
+        end = match.end()
+        if len(kept) >= EXCERPT:
+            break
+    else:
+        kept += text[end:]
+    return kept[:EXCERPT]
