@@ -187,7 +187,7 @@ class CRMAdapter(ABC):
         """The error for an object or a field that the CRM does not know."""
         what = f"{name!r}" if name else "a field or the object"
         return AccessError(
-            f"{self.who} does not know or does not open {what} of {self.destination.object!r} ({code}): create it there, "
+            f"{self.who} does not know or open {what} of {self.destination.object!r} ({code}): create it there, "
             f"give the account the right to it, or correct destination {self.destination.name!r}"
         )
 

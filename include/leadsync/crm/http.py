@@ -95,7 +95,7 @@ class Credentials(Protocol):
     def access(self) -> Access:
         """Logs in where that is needed and not done yet."""
 
-    def renew(self, refused: Access) -> None:
+    def renew(self, refused: Access) -> Access:
         """Logs in again, unless another thread did since. Raises AccessError where there is no login."""
 
 
@@ -109,7 +109,7 @@ class StaticToken:
     def access(self) -> Access:
         return self._access
 
-    def renew(self, refused: Access) -> None:
+    def renew(self, refused: Access) -> Access:
         raise AccessError(f"{self._who} refuses the token (401): put a valid one into the connection's password")
 
 
@@ -181,22 +181,21 @@ class HTTPClient:
         json: Any = None,
         params: Mapping[str, str] | None = None,
     ) -> Reply:
-        """The reply when it is a success or something that the adapter judges.
+        """The reply when it is a success or something that the adapter judges (`ADAPTER_JUDGES`).
 
         Raises RequestFailed for what may pass, AccessError, and what `explain` and `before_request` raise.
         """
         body = None if json is None else orjson.dumps(json)
-        renewed, tries = False, 0
+        refused, tries = None, 0
         while True:
             try:
-                access = credentials.access()
+                access = credentials.renew(refused) if refused else credentials.access()
             except RequestFailed as failure:
                 failure.sent = False  # it was the login that failed
                 raise
             reply = self.send(method, access.url + path, token=access.token, body=body, params=params)
-            if reply.status == 401 and not renewed:
-                credentials.renew(access)
-                renewed = True
+            if reply.status == 401 and refused is None:
+                refused = access
                 continue
             error = self._error(reply)
             if error is None:

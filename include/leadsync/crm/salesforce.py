@@ -1,0 +1,280 @@
+"""Salesforce: any object with a unique external id field, through the sObject Collections of its REST API.
+
+The connection's login and password are the consumer key and secret of a connected app that allows the client
+credentials flow; its address is My Domain. A delete goes to the recycle bin.
+
+A delete looks the record up by external id even where its Salesforce id is known: a known id may be stale, for the
+record may have been deleted and created again, and then the new one would stay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
+from urllib.parse import quote, urlsplit
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
+from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
+from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
+from leadsync.models import Lead, Outcome, Record, Status
+
+PASSING = frozenset(
+    {"UNABLE_TO_LOCK_ROW", "SERVER_UNAVAILABLE", "REQUEST_RUNNING_TOO_LONG", "QUERY_TIMEOUT", "UNKNOWN_EXCEPTION"}
+)
+NOT_THERE = frozenset({"ENTITY_IS_DELETED", "NOT_FOUND", "INVALID_CROSS_REFERENCE_KEY"})
+SETUP = frozenset({"INVALID_FIELD", "INVALID_FIELD_FOR_INSERT_UPDATE", "INVALID_TYPE", "NOT_FOUND"})
+QUERY_LENGTH = 12_000  # characters of external ids in the address of one query: Salesforce takes 16 KiB
+ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
+
+
+class _Error(BaseModel):
+    statusCode: str = ""  # in the result of one record
+    errorCode: str = ""  # in a reply that is an error as a whole
+    message: str = ""
+    fields: list[str] = []
+
+    @property
+    def code(self) -> str:
+        return self.statusCode or self.errorCode
+
+
+class _Result(BaseModel):
+    id: str | None = None
+    success: bool
+    created: bool = False
+    errors: list[_Error] = []
+
+
+class _Page(BaseModel):
+    records: list[dict[str, Any]]
+    done: bool
+    nextRecordsUrl: str = ""
+
+
+class _Token(BaseModel):
+    access_token: str
+    instance_url: str
+
+
+class _Field(BaseModel):
+    name: str
+    unique: bool = False
+    externalId: bool = False
+    updateable: bool = True
+
+
+class _Describe(BaseModel):
+    fields: list[_Field]
+
+
+RESULTS = TypeAdapter(list[_Result])
+ERRORS = TypeAdapter(list[_Error])
+PAGE = TypeAdapter(_Page)
+TOKEN = TypeAdapter(_Token)
+DESCRIBE = TypeAdapter(_Describe)
+
+
+class SalesforceSettings(Settings):
+    api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$")
+
+
+class ClientCredentials:
+    """The OAuth 2 client credentials flow; one thread logs in for all, and refused credentials are not tried twice."""
+
+    def __init__(self, who: str, endpoint: Endpoint, http: HTTPClient) -> None:
+        self._who = who
+        self._endpoint = endpoint
+        self._http = http
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._refused: str | None = None  # many tries with a wrong secret may lock the account
+
+    def access(self) -> Access:
+        with self._lock:
+            if self._access is None:
+                self._access = self._login()
+            return self._access
+
+    def renew(self, refused: Access) -> Access:
+        with self._lock:
+            if self._access == refused:
+                self._access = None
+        return self.access()
+
+    def _login(self) -> Access:
+        if self._refused:
+            raise AccessError(self._refused)
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._endpoint.login,
+            "client_secret": self._endpoint.password,
+        }
+        reply = self._http.send("POST", f"{self._endpoint.url}/services/oauth2/token", form=form)
+        if reply.status == 429 or reply.status >= 500:
+            raise RequestFailed(
+                f"{self._who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
+            )
+        if reply.status != 200:
+            self._refused = (
+                f"{self._who} refuses the login ({reply.status}): correct the connection's address, consumer key and "
+                "secret, and let the connected app use the client credentials flow"
+            )
+            raise AccessError(self._refused)
+        try:
+            token = TOKEN.validate_json(reply.body)
+        except ValidationError:  # its text stays here, for it may hold a token
+            raise RequestFailed(f"{self._who}: the login's reply makes no sense", "malformed_reply") from None
+        instance, own = urlsplit(token.instance_url), urlsplit(self._endpoint.url)
+        # The token goes there with every lead, so never to another host in the clear.
+        if instance.scheme != "https" and (instance.scheme != "http" or instance.hostname != own.hostname):
+            raise AccessError(f"{self._who} names an instance that is not reached by https: nothing is sent there")
+        return Access(token.instance_url.rstrip("/"), token.access_token)
+
+
+class Salesforce(CRMAdapter):
+    name = "salesforce"
+    label = "Salesforce"
+    max_batch = 200
+    requests_per_second = 20.0  # Salesforce limits requests per day, not per second; this keeps us a good neighbour
+    delete_modes = frozenset({"delete", "field"})
+    settings_model: ClassVar[type[BaseModel]] = SalesforceSettings
+
+    def make_credentials(self) -> Credentials:
+        return ClientCredentials(self.who, self.endpoint, self.http)
+
+    def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
+        outcomes = {outcome.external_id: outcome for outcome in self._upsert(leads)}
+        # Two near-simultaneous upserts of one external id, one perhaps another system's: a second try finds the record.
+        doubled = [lead for lead in leads if _is_doubled(outcomes.get(lead.external_id))]
+        return list((outcomes | (self.attempt(self._upsert, doubled) if doubled else {})).values())
+
+    def _upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
+        target = self.destination
+        records = [
+            {"attributes": {"type": target.object}, **lead.fields, target.external_id_field: lead.external_id}
+            for lead in leads
+        ]
+        path = f"/composite/sobjects/{target.object}/{target.external_id_field}"
+        results = self._call("PATCH", path, json={"allOrNone": False, "records": records}).parse(RESULTS)
+        if len(results) != len(leads):  # attributed by position: with one missing nobody knows whose they are
+            return []
+        return [
+            Outcome(lead.external_id, Status.CREATED if result.created else Status.UPDATED, result.id)
+            if result.success
+            else self._refused(lead.external_id, result.errors)
+            for lead, result in zip(leads, results, strict=True)
+        ]
+
+    def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
+        there = self._find([lead.external_id for lead in leads], [])
+        outcomes = [Outcome(lead.external_id, Status.DELETED) for lead in leads if lead.external_id not in there]
+        if not there:
+            return outcomes
+        params = {"ids": ",".join(record["Id"] for record in there.values()), "allOrNone": "false"}
+        results = self._call("DELETE", "/composite/sobjects", params=params).parse(RESULTS)
+        if len(results) != len(there):
+            return outcomes
+        for (external_id, record), result in zip(there.items(), results, strict=True):
+            if result.success or any(error.code in NOT_THERE for error in result.errors):
+                outcomes.append(Outcome(external_id, Status.DELETED, record["Id"]))
+            else:
+                outcomes.append(self._refused(external_id, result.errors))
+        return outcomes
+
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
+        names = list(self.destination.fields)
+        return {
+            external_id: Record(external_id, record["Id"], {name: record.get(name) for name in names})
+            for ids in batches(external_ids, self.max_batch)
+            for external_id, record in self._find(ids, names).items()
+        }
+
+    def check(self) -> None:
+        target = self.destination
+        reply = self._call("GET", f"/sobjects/{target.object}/describe")
+        fields = {field.name: field for field in reply.parse(DESCRIBE).fields}
+        for name in (target.external_id_field, *target.fields, target.on_delete.field):
+            if name is not None and (name not in fields or not fields[name].updateable):
+                raise self.missing("INVALID_FIELD", name)
+        key = fields[target.external_id_field]
+        if not (key.externalId and key.unique):
+            raise AccessError(
+                f"{self.who}: the field {key.name!r} of {target.object!r} is not an external id with unique values: "
+                "tick both in its definition"
+            )
+
+    def explain(self, reply: Reply) -> LeadsyncError | None:
+        errors = _errors(reply)
+        for error in errors:
+            if error.code == "REQUEST_LIMIT_EXCEEDED":
+                # The same code serves for too many long requests at once, which passes.
+                if error.message.startswith("Concurrent"):
+                    return RequestFailed(f"{self.who} has too many requests at once", str(reply.status))
+                return QuotaExceeded(f"{self.who}: the limit of requests in 24 hours is spent")
+            if error.code in PASSING:
+                return RequestFailed(
+                    f"{self.who} answered {error.code}", str(reply.status), retry_after=reply.retry_after
+                )
+            if error.code in SETUP:
+                return self.missing(error.code, self.named(error.message))
+        return None
+
+    def _call(self, method: str, path: str, **content: Any) -> Reply:
+        """The reply when it is a success; raises BatchRefused for what Salesforce says of the data."""
+        path = path if path.startswith("/services/") else f"/services/data/{self.settings.api_version}{path}"
+        reply = self.http.request(method, path, self.credentials, **content)
+        if reply.status < 400:
+            return reply
+        errors = reply.parse(ERRORS)
+        if not errors:
+            raise reply.malformed()
+        refused = self._refused("", errors)
+        raise BatchRefused(refused.code or str(reply.status), field=refused.field, message=refused.message)
+
+    def _find(self, external_ids: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The records that are there, by external id, each with `Id` and the named fields."""
+        key, found = self.destination.external_id_field, dict[str, dict[str, Any]]()
+        quoted = [f"'{external_id.translate(ESCAPES)}'" for external_id in external_ids]
+        per_query = max(1, QUERY_LENGTH // max((len(quote(f"{value}, ", safe="")) for value in quoted), default=1))
+        for part in batches(quoted, per_query):
+            columns = ", ".join(dict.fromkeys(["Id", key, *names]))
+            # Names are checked by the registry, values are quoted above; SOQL has no parameters.
+            query = f"SELECT {columns} FROM {self.destination.object} WHERE {key} IN ({', '.join(part)})"  # noqa: S608
+            page = self._call("GET", "/query", params={"q": query}).parse(PAGE)
+            records = page.records
+            while not page.done:
+                page = self._call("GET", page.nextRecordsUrl).parse(PAGE)
+                records += page.records
+            found |= {record[key]: record for record in records if record.get(key)}
+        # SOQL compares without regard to case.
+        return {external_id: found[external_id] for external_id in external_ids if external_id in found}
+
+    def _refused(self, external_id: str, errors: Sequence[_Error]) -> Outcome:
+        """What the errors of one record mean. Raises AccessError or QuotaExceeded when they are not about the lead."""
+        for error in errors:
+            if error.code in SETUP:
+                raise self.missing(error.code, self.named(" ".join([*error.fields, error.message])))
+            if error.code == "STORAGE_LIMIT_EXCEEDED":
+                raise QuotaExceeded(f"{self.who}: the storage of the organisation is full")
+        first = errors[0] if errors else _Error()
+        # A trigger's error has a code of its own and the lock's name in the message.
+        passing = any(error.code in PASSING or "UNABLE_TO_LOCK_ROW" in error.message for error in errors)
+        doubled = first.code == "DUPLICATE_VALUE" and self.destination.external_id_field in first.message
+        status = Status.TRANSIENT if passing or doubled else Status.REJECTED
+        field = next(iter(first.fields), None) or self.named(first.message)
+        words = "; ".join(error.message for error in errors)
+        return Outcome(external_id, status, None, first.code or None, field, words)
+
+
+def _is_doubled(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.code == "DUPLICATE_VALUE"
+
+
+def _errors(reply: Reply) -> list[_Error]:
+    try:
+        return reply.parse(ERRORS)
+    except RequestFailed:  # a proxy's page, or the token endpoint's other shape
+        return []
