@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
+from tests.support.scripted import Answer, Scripted, running_script
+from tests.support.servers import free_port
 
 from leadsync.crm.http import Access, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError, FenceLost, LeadsyncError, QuotaExceeded
-from tests.support.scripted import Answer, Scripted, running_script
-from tests.support.servers import free_port
 
 TOKEN = "s3cret-token"
 
@@ -33,7 +33,7 @@ class Client:
         self.slept: list[float] = []
         self.asked = 0
         self.http = HTTPClient(
-            "CRM", requests_per_second=1000, connect_timeout=0.5, timeout=0.3, before_request=self._ask,
+            "CRM", requests_per_second=1000, connect_timeout=0.5, read_timeout=0.3, before_request=self._ask,
             explain=explain, sleep=self.slept.append,
         )  # fmt: skip
         self.credentials = StaticToken("CRM", Access(url, TOKEN))
@@ -69,7 +69,7 @@ def test_the_adapter_judges_successes_and_refused_data(script: Scripted, client:
     assert client.get().status == status
 
 
-@pytest.mark.parametrize("status", [408, 423, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 423, 425, 500, 502, 503, 504])
 def test_what_may_pass_is_one_failure_and_not_sent_again(script: Scripted, client: Client, status: int) -> None:
     script.answers = [Answer(status)]
     with pytest.raises(RequestFailed) as caught:
@@ -99,6 +99,14 @@ def test_throttling_is_waited_out_twice_at_most(script: Scripted, client: Client
     with pytest.raises(RequestFailed) as caught:
         client.get()
     assert (caught.value.code, caught.value.retry_after, client.slept) == ("429", 2, [2, 2])
+    assert len(script.requests) == client.asked == 3
+
+
+def test_throttling_without_a_word_on_how_long_is_waited_out_too(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(429)]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.retry_after, client.slept) == ("429", None, [1, 4])
     assert len(script.requests) == client.asked == 3
 
 
@@ -216,7 +224,7 @@ def test_a_lost_fence_stops_everything(script: Scripted) -> None:
         raise FenceLost("lost")
 
     http = HTTPClient(
-        "CRM", requests_per_second=9, connect_timeout=1, timeout=1, before_request=lost, explain=lambda reply: None
+        "CRM", requests_per_second=9, connect_timeout=1, read_timeout=1, before_request=lost, explain=lambda reply: None
     )
     with pytest.raises(FenceLost):
         http.request("GET", "/", StaticToken("CRM", Access(script.url, "t")))

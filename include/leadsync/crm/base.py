@@ -41,8 +41,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    timeout: float = Field(30, gt=0, le=600, description="seconds to wait for an answer")
     connect_timeout: float = Field(5, gt=0, le=60, description="seconds to wait for a connection")
+    read_timeout: float = Field(30, gt=0, le=600, description="seconds to wait for an answer")
     requests_per_second: float | None = Field(None, gt=0, description="instead of the vendor's limit")
 
 
@@ -68,27 +68,28 @@ class CRMAdapter(ABC):
     max_batch: ClassVar[int]
     requests_per_second: ClassVar[float]
     delete_modes: ClassVar[frozenset[str]]
-    settings_model: ClassVar[type[BaseModel]] = Settings
+    settings_model: ClassVar[type[Settings]] = Settings
+    before_request: Callable[[], None]  # asked before every request; raises when nothing more may be sent
 
     def __init__(
         self, destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
     ) -> None:
         """Raises ConfigError when the settings or the address are wrong. Connects to nothing."""
         settings = validated_settings(type(self), destination)
-        assert isinstance(settings, Settings)  # noqa: S101
         address = urlsplit(endpoint.url)
         if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
             raise ConfigError(f"connection {destination.conn_id}: the address must look like https://host")
         self.destination = destination
         self.endpoint = endpoint
         self.settings: Any = settings
+        self.before_request = before_request
         self.who = f"{self.label} (connection {destination.conn_id})"
         self.http = HTTPClient(
             self.who,
             requests_per_second=settings.requests_per_second or self.requests_per_second,
             connect_timeout=settings.connect_timeout,
-            timeout=settings.timeout,
-            before_request=before_request,
+            read_timeout=settings.read_timeout,
+            before_request=lambda: self.before_request(),
             explain=self.explain,
         )
         self.credentials = self.make_credentials()
@@ -119,7 +120,7 @@ class CRMAdapter(ABC):
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         """What an error reply means where the vendor differs from HTTP's general rules."""
-        return None
+        return self.missing("404", self.destination.object) if reply.status == 404 else None
 
     def make_credentials(self) -> Credentials:
         """By default the connection's password is a token."""
@@ -192,15 +193,15 @@ class CRMAdapter(ABC):
         )
 
 
-def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> BaseModel:
+def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> Settings:
     """The destination's settings as the adapter's model. Raises ConfigError that names each wrong one."""
     try:
         return adapter.settings_model.model_validate(destination.settings)
     except ValidationError as error:
         lines = [
-            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: "
-            + problem["msg"].removeprefix("Value error, ")
-            for problem in error.errors(include_url=False)
+            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+            f"{adapter.label} has: {', '.join(adapter.settings_model.model_fields)}"
+            for problem in error.errors(include_url=False, include_input=False)
         ]
         raise ConfigError("\n".join(lines)) from None
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 3  # of a request that was throttled
+FIRST_WAIT = 1.0  # seconds, where the CRM does not say how long; the second wait is four times that
 LONGEST_WAIT = 10.0  # seconds; longer throttling is the load's to wait out
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
 MOST_CONNECTIONS = 64  # the most `in_flight` that a pipeline file may ask for
@@ -148,13 +149,13 @@ class HTTPClient:
         *,
         requests_per_second: float,
         connect_timeout: float,
-        timeout: float,
+        read_timeout: float,
         before_request: Callable[[], None],
         explain: Callable[[Reply], LeadsyncError | None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._who = who
-        self._timeouts = (connect_timeout, timeout)
+        self._timeouts = (connect_timeout, read_timeout)
         self._pacer = Pacer(requests_per_second)
         self._before_request = before_request
         self._explain = explain
@@ -201,8 +202,10 @@ class HTTPClient:
             if error is None:
                 return reply
             tries += 1
-            wait = error.retry_after if reply.status == 429 and isinstance(error, RequestFailed) else None
-            if wait is None or wait > LONGEST_WAIT or tries == TRIES:
+            # What was throttled was not processed, so it may be sent again.
+            wait = FIRST_WAIT * 4 ** (tries - 1) if reply.retry_after is None else reply.retry_after
+            throttled = reply.status == 429 and isinstance(error, RequestFailed)
+            if not throttled or wait > LONGEST_WAIT or tries == TRIES:
                 raise error
             self.sleep(wait)
 

@@ -26,7 +26,7 @@ from leadsync.models import Lead, Outcome, Record, Status
 # Categories of an error that say nothing about the data.
 PASSING = frozenset({"INTERNAL_ERROR", "RATE_LIMITS", "TIMEOUT", "SERVICE_UNAVAILABLE", "MIGRATION_IN_PROGRESS"})
 NOT_FOUND = "OBJECT_NOT_FOUND"
-SETUP = frozenset({"PROPERTY_DOESNT_EXIST", "INVALID_OBJECT_TYPE"})
+SETUP = frozenset({"PROPERTY_DOESNT_EXIST", "PROPERTY_NOT_UNIQUE", "INVALID_OBJECT_TYPE"})
 # Whole messages, anchored: a message may quote what a visitor typed.
 SETUP_MESSAGE = re.compile(
     r"(Property|idProperty) ['\"]?[\w-]+['\"]? (does not exist|is not (a )?unique)|Unable to infer object type", re.I
@@ -84,29 +84,32 @@ class HubSpot(CRMAdapter):
     max_batch = 100
     requests_per_second = 10.0  # 100 in 10 s for a private app of the smaller editions; 19 for the others
     delete_modes = frozenset({"archive", "field"})
-    settings_model: ClassVar[type[BaseModel]] = HubSpotSettings
+    settings_model: ClassVar[type[Settings]] = HubSpotSettings
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         key = self.destination.external_id_field
+        traced = {str(number): lead for number, lead in enumerate(leads)}
         inputs = [
             {
                 "id": lead.external_id,
                 "idProperty": key,
-                "objectWriteTraceId": lead.external_id,
+                "objectWriteTraceId": trace,
                 "properties": {name: _text(value) for name, value in lead.fields.items()} | {key: lead.external_id},
             }
-            for lead in leads
+            for trace, lead in traced.items()
         ]
         batch = self._post("upsert", {"inputs": inputs}).parse(BATCH)
         # By key, never by position, and a 207 may be without errors and without results: the rest is missing.
-        outcomes = [
-            Outcome(owner, Status.CREATED if result.new else Status.UPDATED, result.id)
-            for result in batch.results
-            if (owner := result.properties.get(key) or result.objectWriteTraceId)
-        ]
+        outcomes = []
+        for result in batch.results:
+            traces = traced.get(result.objectWriteTraceId or "")
+            owner = result.properties.get(key) or (traces.external_id if traces else None)
+            if owner:
+                outcomes.append(Outcome(owner, Status.CREATED if result.new else Status.UPDATED, result.id))
         for error in batch.errors:
-            for owner in error.context.get("objectWriteTraceId", []):
-                outcomes.append(self._refused(owner, error))
+            for trace in error.context.get("objectWriteTraceId", []):
+                if trace in traced:
+                    outcomes.append(self._refused(traced[trace].external_id, error))
         return outcomes
 
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
@@ -149,14 +152,12 @@ class HubSpot(CRMAdapter):
             if policy == "DAILY":
                 resets_at = None if wait is None else datetime.now(UTC) + timedelta(seconds=wait)
                 return QuotaExceeded(f"{self.who}: the daily limit of requests is spent", resets_at)
-            if wait is None and policy is not None:  # a burst policy: its interval is the longest wait
-                wait = _interval(reply)
             return RequestFailed(f"{self.who} throttles requests (429)", "429", retry_after=wait)
         if status == 423:  # locked: HubSpot asks for two seconds at least
             return RequestFailed(f"{self.who} has the records locked (423)", "423", retry_after=max(2.0, wait or 0))
         if status == 477:  # the account is being moved, for up to a day
             return RequestFailed(f"{self.who} is moving the account (477)", "477", retry_after=wait)
-        return None
+        return super().explain(reply)
 
     def _path(self, what: str) -> str:
         version, name = self.settings.api_version, self.destination.object
@@ -193,19 +194,18 @@ class HubSpot(CRMAdapter):
 
     def _refused(self, external_id: str, error: _Error) -> Outcome:
         """What an error means for one lead. Raises AccessError when it is not about the lead."""
-        details = [(detail.code, detail.message, detail.context.get("propertyName", [])) for detail in error.errors]
-        codes = [code for code, _, _ in details if code]
-        fields = [name for _, _, names in details for name in names]
-        for code, name in DETAIL_CODE.findall(error.message):
-            codes.append(code)
-            fields.append(name)
-        wrong = next((code for code in [error.category, *codes] if code in SETUP), None)
-        if wrong or SETUP_MESSAGE.match(error.message):
-            named = self.named(" ".join([*fields, error.message]))
-            raise self.missing(wrong or error.category, named)
+        found = [(detail.code, next(iter(detail.context.get("propertyName", [])), None)) for detail in error.errors]
+        found += DETAIL_CODE.findall(error.message)
+        for code, name in found:
+            if code in SETUP:
+                raise self.missing(code, name or self.named(error.message))
+        if SETUP_MESSAGE.match(error.message):
+            raise self.missing(error.category, self.named(error.message))
         status = Status.TRANSIENT if error.category in PASSING else Status.REJECTED
-        field = self.named(" ".join(fields)) or self.named(error.message)
-        return Outcome(external_id, status, None, error.category or None, field, error.message)
+        code, name = next(((code, name) for code, name in found if code), (None, None))
+        return Outcome(
+            external_id, status, None, code or error.category or None, name or self.named(error.message), error.message
+        )
 
     def _not_unique(self) -> AccessError:
         return AccessError(
@@ -228,8 +228,3 @@ def _policy(reply: Reply) -> str | None:
         return reply.parse(ERROR).policyName
     except RequestFailed:  # a proxy's own 429
         return None
-
-
-def _interval(reply: Reply) -> float | None:
-    value = reply.headers.get("X-HubSpot-RateLimit-Interval-Milliseconds", "")
-    return int(value) / 1000 if value.isascii() and value.isdigit() else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from leadsync import crm
-from leadsync.config import Destination
+from leadsync.config import Destination, Pipeline
 from leadsync.crm.base import NAME, CRMAdapter, Endpoint, validated_settings
 from leadsync.errors import ConfigError
 
@@ -28,8 +28,11 @@ def adapter_class(name: str) -> type[CRMAdapter]:
 
 def check_destination(destination: Destination) -> None:
     """Raises ConfigError when the destination asks for what its adapter can't do. Connects to nothing."""
-    adapter = adapter_class(destination.adapter)
     where = f"destinations.{destination.name}"
+    try:
+        adapter = adapter_class(destination.adapter)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.adapter: {error}") from None
     mode = destination.on_delete.mode
     if mode not in adapter.delete_modes:
         allowed = ", ".join(sorted(adapter.delete_modes))
@@ -37,14 +40,21 @@ def check_destination(destination: Destination) -> None:
     for name in (destination.object, destination.external_id_field, *destination.fields, destination.on_delete.field):
         if name is not None and not NAME.fullmatch(name):
             raise ConfigError(f"{where}: {name!r} is no name of an object or a field")
-    if destination.external_id_field in destination.fields:
-        raise ConfigError(
-            f"{where}.fields: {destination.external_id_field!r} is the external id, which is set by itself"
-        )
     validated_settings(adapter, destination)
 
 
-def build(destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None]) -> CRMAdapter:
+def check_pipeline(pipeline: Pipeline) -> None:
+    """Raises ConfigError for the first destination that its adapter can't serve."""
+    for destination in pipeline.destinations:
+        try:
+            check_destination(destination)
+        except ConfigError as error:
+            raise ConfigError(f"{pipeline.name}.yaml: {error}") from None
+
+
+def build(
+    destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+) -> CRMAdapter:
     """The adapter for one destination. Raises ConfigError; connects to nothing."""
     check_destination(destination)
     return adapter_class(destination.adapter)(destination, endpoint, before_request=before_request)

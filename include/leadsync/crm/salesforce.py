@@ -9,6 +9,7 @@ record may have been deleted and created again, and then the new one would stay.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ PASSING = frozenset(
 )
 NOT_THERE = frozenset({"ENTITY_IS_DELETED", "NOT_FOUND", "INVALID_CROSS_REFERENCE_KEY"})
 SETUP = frozenset({"INVALID_FIELD", "INVALID_FIELD_FOR_INSERT_UPDATE", "INVALID_TYPE", "NOT_FOUND"})
+COLUMN = re.compile(r"No such column '(\w+)'")
 QUERY_LENGTH = 12_000  # characters of external ids in the address of one query: Salesforce takes 16 KiB
 ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
 
@@ -140,7 +142,7 @@ class Salesforce(CRMAdapter):
     max_batch = 200
     requests_per_second = 20.0  # Salesforce limits requests per day, not per second; this keeps us a good neighbour
     delete_modes = frozenset({"delete", "field"})
-    settings_model: ClassVar[type[BaseModel]] = SalesforceSettings
+    settings_model: ClassVar[type[Settings]] = SalesforceSettings
 
     def make_credentials(self) -> Credentials:
         return ClientCredentials(self.who, self.endpoint, self.http)
@@ -219,8 +221,8 @@ class Salesforce(CRMAdapter):
                     f"{self.who} answered {error.code}", str(reply.status), retry_after=reply.retry_after
                 )
             if error.code in SETUP:
-                return self.missing(error.code, self.named(error.message))
-        return None
+                return self._missing(error)
+        return super().explain(reply)
 
     def _call(self, method: str, path: str, **content: Any) -> Reply:
         """The reply when it is a success; raises BatchRefused for what Salesforce says of the data."""
@@ -252,11 +254,15 @@ class Salesforce(CRMAdapter):
         # SOQL compares without regard to case.
         return {external_id: found[external_id] for external_id in external_ids if external_id in found}
 
+    def _missing(self, error: _Error) -> AccessError:
+        column = COLUMN.match(error.message)
+        return self.missing(error.code, column[1] if column else self.named(" ".join([*error.fields, error.message])))
+
     def _refused(self, external_id: str, errors: Sequence[_Error]) -> Outcome:
         """What the errors of one record mean. Raises AccessError or QuotaExceeded when they are not about the lead."""
         for error in errors:
             if error.code in SETUP:
-                raise self.missing(error.code, self.named(" ".join([*error.fields, error.message])))
+                raise self._missing(error)
             if error.code == "STORAGE_LIMIT_EXCEEDED":
                 raise QuotaExceeded(f"{self.who}: the storage of the organisation is full")
         first = errors[0] if errors else _Error()
