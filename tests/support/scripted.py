@@ -32,16 +32,19 @@ class Answer:
 
 @dataclass
 class Scripted:
-    """Answers in turn; the last one stays. Requests are recorded in the order in which they came."""
+    """Answers in turn, the last one stays; or as `respond` says. Requests are recorded in the order they came."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
+    respond: Callable[[Request], Answer] | None = None
     requests: list[Request] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self, request: Request) -> Answer:
         with self.lock:
             self.requests.append(request)
+            if self.respond is not None:
+                return self.respond(request)
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
