@@ -131,7 +131,8 @@ class ClientCredentials:
             raise RequestFailed(f"{self._who}: the login's reply makes no sense", "malformed_reply") from None
         instance, own = urlsplit(token.instance_url), urlsplit(self._endpoint.url)
         # The token goes there with every lead, so never to another host in the clear.
-        if instance.scheme != "https" and (instance.scheme != "http" or instance.hostname != own.hostname):
+        own_in_clear = instance.scheme == own.scheme == "http" and instance.hostname == own.hostname
+        if not own_in_clear and (instance.scheme != "https" or not instance.hostname):
             raise AccessError(f"{self._who} names an instance that is not reached by https: nothing is sent there")
         return Access(token.instance_url.rstrip("/"), token.access_token)
 
@@ -231,10 +232,10 @@ class Salesforce(CRMAdapter):
         if reply.status < 400:
             return reply
         errors = reply.parse(ERRORS)
-        if not errors:
+        if not (errors and errors[0].code):
             raise reply.malformed()
         refused = self._refused("", errors)
-        raise BatchRefused(refused.code or str(reply.status), field=refused.field, message=refused.message)
+        raise BatchRefused(errors[0].code, field=refused.field, message=refused.message)
 
     def _find(self, external_ids: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The records that are there, by external id, each with `Id` and the named fields."""
