@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import TypeAdapter
 from tests.support.scripted import Answer, Scripted, running_script
 from tests.support.servers import free_port
@@ -164,6 +171,27 @@ def test_a_name_that_does_not_exist_sent_nothing() -> None:
     client.http.close()
 
 
+def test_a_certificate_that_nobody_vouches_for_is_an_access_error(tmp_path: Path) -> None:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.OID_COMMON_NAME, "crm")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "pem").write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "pem")
+    with running_script(tls) as script:
+        client = Client(script.url)
+        with pytest.raises(AccessError, match="certificate"):
+            client.get()
+        assert script.requests == []
+        client.http.close()
+
+
 def _dribble(write: Callable[[bytes], object]) -> None:
     write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
     for _ in range(200):
@@ -230,6 +258,16 @@ def test_a_lost_fence_stops_everything(script: Scripted) -> None:
         http.request("GET", "/", StaticToken("CRM", Access(script.url, "t")))
     assert script.requests == []
     http.close()
+
+
+def test_it_asks_last_whether_it_may_send(script: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pacing may take long, and the fence be lost meanwhile."""
+    asked_while_waiting: list[int] = []
+    monkeypatch.setattr(Pacer, "wait", lambda pacer: asked_while_waiting.append(client.asked))
+    script.answers = [Answer(429), Answer()]
+    client.get()
+    assert asked_while_waiting == [0, 1]
+    assert client.asked == 2
 
 
 def test_no_error_tells_address_token_or_body(
