@@ -23,7 +23,7 @@ def home(wanted: Path) -> Path:
     if owner() is None:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
-    name = hashlib.blake2b(str(wanted.resolve().parent).encode(), digest_size=6).hexdigest()
+    name = hashlib.blake2b(str(wanted.parent.resolve()).encode(), digest_size=6).hexdigest()
     folder = Path(tempfile.gettempdir()).parent / "var" / "tmp" / f"leadsync-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     if not wanted.is_symlink():

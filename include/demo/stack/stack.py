@@ -13,6 +13,7 @@ import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from leadsync.state import schema
 
 PROGRAMS = (*BASE, *DEMO, *AIRFLOW)
 DATABASES = {"airflow": "airflow", "leadsync": "leadsync", "hive": "hive_owner"}
-PATIENCE = 180.0
+PATIENCE = 120.0
 
 
 class StackError(Exception):
@@ -75,7 +76,7 @@ class Stack:
             ("Salesforce (simulated)", "salesforce", "/_demo/health"),
             ("landing page", "landing", "/health"),
         ):
-            self._step(title, name, lambda name=name, path=path: self._answers(self.layout.url(name) + path))
+            self._step(title, name, partial(self._answers, self.layout.url(name) + path))
         self._step("Airflow", "api-server", self._airflow_ready)
         self._step("DAG leads_sync", "dag-processor", self._dag_ready)
 
