@@ -142,6 +142,10 @@ def test_an_excerpt_holds_nothing_private(text: str, kept: str) -> None:
     assert excerpt(text, [PERSON]) == kept
 
 
+def test_a_value_that_begins_another_does_not_leave_the_rest() -> None:
+    assert excerpt("for Ada Lovelace", [Lead("A:1", {"a": "Ada", "b": "Ada Lovelace"})]) == "for •••"
+
+
 def test_a_value_at_the_end_of_an_excerpt_is_not_told_in_part() -> None:
     long = Lead("A:1", {"name": "The name of a person that is long"})
     assert excerpt("x" * 190 + "The name of a person that is long", [long]) == "x" * 190 + "•••"

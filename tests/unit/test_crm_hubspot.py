@@ -131,7 +131,7 @@ def test_what_is_wrong_with_the_set_up_is_no_fault_of_a_lead(
     assert len(script.requests) == 1
 
 
-@pytest.mark.parametrize("said", ['Property "name" does not exist', '"error":"PROPERTY_DOESNT_EXIST","name":"x"'])
+@pytest.mark.parametrize("said", ["Property name does not exist", '"error":"PROPERTY_DOESNT_EXIST","name":"x"'])
 def test_a_visitor_can_not_stop_a_load_by_what_he_types(script: Scripted, adapter: CRMAdapter, said: str) -> None:
     inner = orjson.dumps([{"message": f"{said} was no option", "error": "INVALID_OPTION", "name": "name"}]).decode()
     script.answers = [Answer(400, error("VALIDATION_ERROR", f"Property values were not valid: {inner}"))]

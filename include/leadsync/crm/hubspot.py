@@ -82,7 +82,7 @@ class HubSpot(CRMAdapter):
     name = "hubspot"
     label = "HubSpot"
     max_batch = 100
-    requests_per_second = 10.0  # 100 in 10 s for a private app of the smaller editions; 19 for the others
+    requests_per_second = 10.0  # 100 in 10 s (Free, Starter); Professional and Enterprise take 19
     delete_modes = frozenset({"archive", "field"})
     settings_model: ClassVar[type[Settings]] = HubSpotSettings
 
