@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help lint test lock check
+.PHONY: help up down status clean lint test lock check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,21 @@ $(STAMP): requirements.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+up: $(STAMP) ## starts everything, on ports from LEADSYNC_PORT (8080) on; prints the address and the login
+	@$(BIN)/python -m demo.stack up
+
+# Without a virtual environment nothing was ever started here.
+down status clean: STACK = @test ! -x $(BIN)/python && echo "Leadsync is not running" || $(BIN)/python -m demo.stack
+
+down: ## stops everything; the data stays for the next make up
+	$(STACK) down
+
+status: ## addresses, passwords and the state of every process, as NAME=value lines
+	$(STACK) status
+
+clean: ## stops everything and deletes the data (.local); .venv stays
+	$(STACK) clean
 
 lint: $(STAMP) ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
