@@ -16,16 +16,20 @@ INHERITED = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LEADSYNC_DEMO_RATE", "LOGNAM
 
 
 def basic(root: Path) -> dict[str, str]:
-    """For every process. Connections of the user's own destinations (AIRFLOW_CONN_…) are let through."""
-    kept = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("AIRFLOW_CONN_")}
+    """For every process."""
     return {
-        **kept,
+        **{name: os.environ[name] for name in INHERITED if name in os.environ},
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(root / "include"),
         "PYTHONUNBUFFERED": "1",
         # Airflow's processes change their title; their environment is how a stack knows them: processes.py.
         "SPT_NOENV": "1",
     }
+
+
+def connections_of_the_user() -> dict[str, str]:
+    """AIRFLOW_CONN_…: of destinations that the user has added."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AIRFLOW_CONN_")}
 
 
 def simulator(secrets: Secrets, crm: str) -> dict[str, str]:
@@ -101,6 +105,7 @@ def airflow(root: Path, state_dir: Path, dags: Path, base: int, postgres: Postgr
     return {
         **{f"AIRFLOW__{name}": value for name, value in settings.items()},
         "AIRFLOW_HOME": str(state_dir / "airflow"),
+        **connections_of_the_user(),
         **connections(base, postgres, secrets),
         "LEADSYNC_ENCRYPTION_KEY": secrets["encryption_key"],
         "LEADSYNC_DB_DSN": postgres.dsn("leadsync"),

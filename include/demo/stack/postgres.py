@@ -125,10 +125,11 @@ class Postgres:
         password.write_text(self.secrets["postgres_postgres_password"])
         command = [self.binaries / "initdb", "-D", new, "-U", "postgres", "--auth=scram-sha-256"]
         options = [f"--pwfile={password}", "-E", "UTF8", "--locale=C"]
-        user, group, extra = (self.user.pw_uid, self.user.pw_gid, []) if self.user else (None, None, None)
+        user, group = (self.user.pw_uid, self.user.pw_gid) if self.user else (None, None)
+        extra_groups: list[int] | None = [] if self.user else None
         result = subprocess.run(  # noqa: S603 the arguments are ours
-            [*command, *options],
-            capture_output=True, text=True, cwd=self.folder, user=user, group=group, extra_groups=extra,
+            [*map(str, command), *options],
+            capture_output=True, text=True, cwd=self.folder, user=user, group=group, extra_groups=extra_groups,
         )  # fmt: skip
         password.unlink()
         if result.returncode:

@@ -146,8 +146,9 @@ class Stack(Layout):
         save_settings(self.state_dir, self.settings)
         self.write_files()
         self.postgres.prepare()
-        marked = {**environment.basic(self.root), processes.STACK: str(self.state_dir)}
-        self._supervisor.launch(self.programs(), marked, as_root=os.geteuid() == 0)
+        marked = {processes.STACK: str(self.state_dir)}
+        inherited = {**environment.basic(self.root), **environment.connections_of_the_user(), **marked}
+        self._supervisor.launch(self.programs(), inherited, as_root=os.geteuid() == 0)
 
     def _start(self, progress: Progress) -> None:
         tiers = {tier: [each for each in self.programs() if each.tier == tier] for tier in (STORES, DEMO, AIRFLOW)}
