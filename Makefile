@@ -21,16 +21,16 @@ up: $(STAMP) ## starts everything, on ports from LEADSYNC_PORT (8080) on; prints
 	@$(BIN)/python -m demo.stack up
 
 # Without a virtual environment nothing was ever started here.
-down status clean: STACK = @test ! -x $(BIN)/python && echo "Leadsync is not running" || $(BIN)/python -m demo.stack
+NOTHING = test -x $(BIN)/python || { echo "Leadsync is not running"; exit
 
 down: ## stops everything; the data stays for the next make up
-	$(STACK) down
+	@$(NOTHING) 0; }; $(BIN)/python -m demo.stack down
 
 status: ## addresses, passwords and the state of every process, as NAME=value lines
-	$(STACK) status
+	@$(NOTHING) 3; }; $(BIN)/python -m demo.stack status
 
 clean: ## stops everything and deletes the data (.local); .venv stays
-	$(STACK) clean
+	@$(NOTHING) 0; }; $(BIN)/python -m demo.stack clean
 
 lint: $(STAMP) ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ from demo.stack.errors import StackError
 from demo.stack.stack import Stack
 
 ROOT = Path(__file__).absolute().parents[3]
-STATE = ROOT / ".local"
 DAG = "leads_sync"
 NOT_RUNNING = 3
 
@@ -19,10 +18,12 @@ NOT_RUNNING = 3
 def main(argv: list[str] | None = None) -> int:
     """0: done; 1: it failed, with the problem on standard error; 3: `status`, and not everything runs."""
     parser = argparse.ArgumentParser(prog="python -m demo.stack", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".local", help="holds the state; default: %(default)s")
     parser.add_argument("command", choices=["up", "down", "status", "clean"])
     arguments = parser.parse_args(argv)
+    command = {"up": _up, "down": _down, "status": _status, "clean": _clean}[arguments.command]
     try:
-        return {"up": _up, "down": _down, "status": _status, "clean": _clean}[arguments.command]()
+        return command(arguments.folder)
     except StackError as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
@@ -30,18 +31,18 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _last() -> Stack | None:
-    """The stack that was last started here."""
+def _last(folder: Path) -> Stack | None:
+    """The stack that was last started from this folder."""
     try:
-        return Stack.load(STATE)
+        return Stack.load(folder)
     except StackError:
         return None
 
 
-def _up() -> int:
-    last = _last()
+def _up(folder: Path) -> int:
+    last = _last(folder)
     dag = DAG if any((ROOT / "dags").glob("*.py")) else None
-    stack = last if last and last.runs() else Stack(STATE, ports.base_from_environment(), ROOT, dag=dag)
+    stack = last if last and last.runs() else Stack(folder, ports.base_from_environment(), ROOT, dag=dag)
     stack.up(_say)
     addresses = stack.values()
     print(
@@ -58,16 +59,16 @@ Leadsync runs: {stack.ui_url}
     return 0
 
 
-def _down() -> int:
-    if last := _last():
+def _down(folder: Path) -> int:
+    if last := _last(folder):
         last.down(_say)
     else:
         print("Leadsync is not running")
     return 0
 
 
-def _status() -> int:
-    last = _last()
+def _status(folder: Path) -> int:
+    last = _last(folder)
     if last is None:
         print("Leadsync is not running; make up starts it")
         return NOT_RUNNING
@@ -79,11 +80,11 @@ def _status() -> int:
     return 0 if all(state.state == "RUNNING" for state in states) else NOT_RUNNING
 
 
-def _clean() -> int:
-    if last := _last():
+def _clean(folder: Path) -> int:
+    if last := _last(folder):
         last.clean(_say)
     else:
-        print(f"there is no {STATE}")
+        print(f"there is nothing to remove in {folder}")
     return 0
 
 

@@ -32,18 +32,26 @@ def check(layout: Layout, name: str, started: float) -> str | None:
     return _page(f"{layout.url(name)}/") if name == "landing" else None
 
 
-def dag(layout: Layout, dag_id: str) -> str | None:
-    """Whether Airflow knows a DAG; if not, what keeps it."""
-    with requests.Session() as session:
-        session.trust_env = False
-        login = {"username": "admin", "password": layout.ui_password}
-        token = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=10).json()["access_token"]
-        session.headers["Authorization"] = f"Bearer {token}"
-        if session.get(f"{layout.ui_url}/api/v2/dags/{dag_id}", timeout=10).ok:
-            return None
+def knows_dag(layout: Layout, dag: str) -> bool:
+    """Whether Airflow has parsed a DAG."""
+    with _logged_in(layout) as session:
+        return session.get(f"{layout.ui_url}/api/v2/dags/{dag}", timeout=10).ok
+
+
+def import_errors(layout: Layout) -> list[str]:
+    """What keeps DAG files from being parsed, one text per file."""
+    with _logged_in(layout) as session:
         errors = session.get(f"{layout.ui_url}/api/v2/importErrors", timeout=10).json()["import_errors"]
-        found = "\n".join(f"{error['filename']}:\n{error['stack_trace']}" for error in errors)
-        return f"it cannot be imported:\n{found}" if found else "it is not known yet"
+    return [f"{error['filename']}: {error['stack_trace']}" for error in errors]
+
+
+def _logged_in(layout: Layout) -> requests.Session:
+    session = _session()
+    login = {"username": "admin", "password": layout.ui_password}
+    answer = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=10)
+    answer.raise_for_status()
+    session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    return session
 
 
 def _valkey(layout: Layout) -> str | None:
@@ -76,7 +84,12 @@ def _airflow(layout: Layout, component: str, started: float) -> str | None:
 
 
 def _get(url: str) -> requests.Response:
-    with requests.Session() as session:
-        # A proxy of the user's is not for 127.0.0.1.
-        session.trust_env = False
+    with _session() as session:
         return session.get(url, timeout=10)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    # A proxy of the user's is not for 127.0.0.1.
+    session.trust_env = False
+    return session

@@ -37,9 +37,10 @@ Progress = Callable[[str], object]
 # Seconds; a slow machine with cold disks takes a while to import Airflow.
 PATIENCE = {STORES: 60, DEMO: 60, AIRFLOW: 180}
 DAG_PATIENCE = 90
+IMPORT_PATIENCE = 15
 LOG_LINES = 15
 # So often a program may end and be started again before it counts as broken.
-LIVES = 5
+LIVES = 3
 
 
 class Stack(Layout):
@@ -140,7 +141,7 @@ class Stack(Layout):
         self._start_programs([program], lambda line: None)
 
     def _begin(self, progress: Progress) -> None:
-        if left := processes.end(self._processes, patience=10):
+        if left := processes.end(self._processes, patience=5):
             progress(f"ended {left} processes that a killed supervisor had left")
         ports.check_free(self.settings.base_port)
         save_settings(self.state_dir, self.settings)
@@ -192,7 +193,7 @@ class Stack(Layout):
             for program in list(waiting):
                 state = states[program.name]
                 lives[program.name].add(state.pid)
-                problem = self._problem(state)
+                problem = self.problem(state)
                 elapsed = time.monotonic() - started
                 if problem is None:
                     progress(f"{program.title} … ready ({elapsed:.1f} s)")
@@ -202,7 +203,8 @@ class Stack(Layout):
                     raise StackError(f"{program.title} does not come up: {problem}\n{_tail(log)}")
             time.sleep(0.1)
 
-    def _problem(self, state: ProcessState) -> str | None:
+    def problem(self, state: ProcessState) -> str | None:
+        """What keeps a program from being healthy; None when nothing does."""
         if state.state not in ("STARTING", "RUNNING"):
             return f"its process is {state.state}"
         if state.name == "generator" and state.state == "STARTING":
@@ -211,9 +213,11 @@ class Stack(Layout):
 
     def _await_dag(self, dag: str, progress: Progress) -> None:
         started = time.monotonic()
-        while problem := health.dag(self, dag):
-            if "\n" in problem or time.monotonic() - started > DAG_PATIENCE:
-                raise StackError(f"everything runs, but not the DAG {dag}: {problem}")
+        while not health.knows_dag(self, dag):
+            errors = health.import_errors(self)
+            # Another file may be the one that is wrong.
+            if time.monotonic() - started > (IMPORT_PATIENCE if errors else DAG_PATIENCE):
+                raise StackError("\n".join([f"everything runs, but Airflow does not know the DAG {dag}", *errors]))
             time.sleep(0.3)
         progress(f"DAG {dag} … known ({time.monotonic() - started:.1f} s)")
 
@@ -233,7 +237,7 @@ class Stack(Layout):
             deadline = time.monotonic() + 5
             while self._processes() and time.monotonic() < deadline:
                 time.sleep(0.05)
-        left = processes.end(self._processes, patience=15)
+        left = processes.end(self._processes, patience=5)
         if left and not supervised:
             progress(f"ended {left} processes that a killed supervisor had left")
         return supervised or left > 0
