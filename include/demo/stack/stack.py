@@ -141,7 +141,7 @@ class Stack(Layout):
         self._start_programs([program], lambda line: None)
 
     def _begin(self, progress: Progress) -> None:
-        if left := processes.end(self._processes, patience=5):
+        if left := processes.end(self._processes, patience=3):
             progress(f"ended {left} processes that a killed supervisor had left")
         ports.check_free(self.settings.base_port)
         save_settings(self.state_dir, self.settings)
@@ -237,7 +237,7 @@ class Stack(Layout):
             deadline = time.monotonic() + 5
             while self._processes() and time.monotonic() < deadline:
                 time.sleep(0.05)
-        left = processes.end(self._processes, patience=5)
+        left = processes.end(self._processes, patience=3)
         if left and not supervised:
             progress(f"ended {left} processes that a killed supervisor had left")
         return supervised or left > 0
