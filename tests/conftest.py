@@ -12,6 +12,7 @@ import redis
 
 from leadsync.state import schema
 from tests.support.servers import running_postgres, running_valkey
+from tests.support.simulators import Simulator, running_simulator
 
 _numbers = itertools.count()
 
@@ -53,3 +54,21 @@ def valkey_server() -> Iterator[redis.Redis]:
 def valkey(valkey_server: redis.Redis) -> redis.Redis:
     valkey_server.flushall()
     return valkey_server
+
+
+@pytest.fixture(scope="session")
+def simulators() -> Iterator[dict[str, Simulator]]:
+    with running_simulator("hubspot") as hubspot, running_simulator("salesforce") as salesforce:
+        yield {"hubspot": hubspot, "salesforce": salesforce}
+
+
+@pytest.fixture
+def hubspot(simulators: dict[str, Simulator]) -> Simulator:
+    simulators["hubspot"].reset()
+    return simulators["hubspot"]
+
+
+@pytest.fixture
+def salesforce(simulators: dict[str, Simulator]) -> Simulator:
+    simulators["salesforce"].reset()
+    return simulators["salesforce"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from leadsync.config import load_pipelines
+from leadsync.crm import registry
 from leadsync.errors import LeadsyncError
 from leadsync.state import schema
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     for pipeline in load_pipelines(arguments.folder):
+        registry.check_pipeline(pipeline)
         names = ", ".join(destination.name for destination in pipeline.destinations)
         print(f"{pipeline.name}: right; {pipeline.source.table} → {names}")
 

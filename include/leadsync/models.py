@@ -39,6 +39,7 @@ class Outcome:
     `code` is the CRM's error code or the HTTP status (`VALIDATION_ERROR`, `429`); `field` the CRM field at fault
     where it is known; `message` the CRM's own words, which may quote personal data: it is stored encrypted
     and never logged. `sent` is False when no byte of the request can have reached the CRM (connection refused).
+    `retry_after` is in seconds, as the CRM asked for.
     """
 
     external_id: str
@@ -48,6 +49,7 @@ class Outcome:
     field: str | None = None
     message: str | None = None
     sent: bool = True
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

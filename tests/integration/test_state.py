@@ -22,7 +22,7 @@ def claim(state: Connection, sequence: int, digest: UUID, **more: bool) -> ledge
 
 def settle(state: Connection, sequence: int, digest: UUID) -> None:
     with state.transaction():
-        ledger.settle(state, 1, sequence, [(LEAD, digest, "crm-1")])
+        ledger.settle(state, 1, sequence, [(LEAD, digest, "crm-1", False)])
 
 
 def test_an_old_schema_names_the_command(database: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import redis
 import requests
@@ -29,29 +30,28 @@ def check(layout: Layout, name: str, started: float) -> str | None:
         return _airflow(layout, AIRFLOW_HEALTH[name], started)
     if name in (f"crm-{crm}" for crm in CRMS):
         return _page(f"{layout.url(name)}/_demo/health")
-    return _page(f"{layout.url(name)}/") if name == "landing" else None
+    return _page(f"{layout.url(name)}/health") if name == "landing" else None
 
 
 def knows_dag(layout: Layout, dag: str) -> bool:
     """Whether Airflow has parsed a DAG."""
-    with _logged_in(layout) as session:
-        return session.get(f"{layout.ui_url}/api/v2/dags/{dag}", timeout=10).ok
+    return call(layout, "GET", f"/dags/{dag}").ok
 
 
 def import_errors(layout: Layout) -> list[str]:
     """What keeps DAG files from being parsed, one text per file."""
-    with _logged_in(layout) as session:
-        errors = session.get(f"{layout.ui_url}/api/v2/importErrors", timeout=10).json()["import_errors"]
+    errors = call(layout, "GET", "/importErrors").json()["import_errors"]
     return [f"{error['filename']}: {error['stack_trace']}" for error in errors]
 
 
-def _logged_in(layout: Layout) -> requests.Session:
-    session = _session()
-    login = {"username": "admin", "password": layout.ui_password}
-    answer = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=10)
-    answer.raise_for_status()
-    session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-    return session
+def call(layout: Layout, method: str, path: str, **more: Any) -> requests.Response:
+    """One call of Airflow's REST API as `admin`; `path` is what follows /api/v2."""
+    with _session() as session:
+        login = {"username": "admin", "password": layout.ui_password}
+        answer = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=10)
+        answer.raise_for_status()
+        headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        return session.request(method, f"{layout.ui_url}/api/v2{path}", headers=headers, timeout=30, **more)
 
 
 def _valkey(layout: Layout) -> str | None:

@@ -137,7 +137,8 @@ class Layout:
     def programs(self) -> list[Program]:
         """In the order in which they start."""
         basic = environment.basic(self.root)
-        demo = {**basic, "LEAD_STORE_DSN": self.lead_store_dsn}
+        pages = {name: value for name, value in self.values().items() if name.startswith("CRM_")}
+        demo = {**basic, **pages, "LEAD_STORE_DSN": self.lead_store_dsn}
         valkey = (str(valkey_binary()), str(self.secrets.folder / "valkey.conf"))
         found = [
             Program(

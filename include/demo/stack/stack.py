@@ -20,9 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
+import requests
 
 from demo import lead_store
 from demo.stack import environment, health, ports, processes
@@ -139,6 +141,10 @@ class Stack(Layout):
         self._supervisor.stop(name)
         self._await_stopped([program])
         self._start_programs([program], lambda line: None)
+
+    def api(self, method: str, path: str, **more: Any) -> requests.Response:
+        """One call of Airflow's REST API as `admin`; `path` is what follows /api/v2, the rest goes to requests."""
+        return health.call(self, method, path, **more)
 
     def _begin(self, progress: Progress) -> None:
         if left := processes.end(self._processes, patience=3):

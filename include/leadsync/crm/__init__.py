@@ -1,1 +1,1 @@
-"""One file per kind of CRM; `base` says what an adapter is, `http` how it talks."""
+"""CRM adapters: one module per CRM, found by its name. `base` is what an adapter is, `http` how it talks."""

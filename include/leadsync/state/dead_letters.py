@@ -11,25 +11,32 @@ import psycopg
 
 MAX_ATTEMPTS = 3
 
-# One more failure of a lead; how many it has had in this attempt of the operation.
-QUEUE_RETRY: LiteralString = """
-INSERT INTO leadsync.retry_queue AS q
-       (destination_id, lead_key, external_id, sync_id, attempt_id, chunk, code)
-VALUES (%(destination)s, %(lead_key)s, %(external_id)s, %(sync_id)s, %(attempt_id)s, %(chunk)s, %(code)s)
-ON CONFLICT (destination_id, lead_key) DO UPDATE
-   SET attempts = CASE WHEN q.attempt_id = excluded.attempt_id THEN q.attempts + %(counts)s ELSE %(counts)s END,
-       sync_id = excluded.sync_id, attempt_id = excluded.attempt_id, chunk = excluded.chunk, code = excluded.code,
-       updated_at = now()
-RETURNING attempts
+# One more failure of each lead; how many it has had in this attempt of the operation.
+QUEUE_RETRIES: LiteralString = """
+INSERT INTO leadsync.retry_queue AS q (destination_id, attempt_id, lead_key, external_id, chunk, code, attempts)
+SELECT %(destination)s, %(attempt_id)s, *
+  FROM unnest(%(lead_keys)s::uuid[], %(external_ids)s::text[], %(chunks)s::int[], %(codes)s::text[], %(counts)s::int[])
+ON CONFLICT (destination_id, attempt_id, lead_key) DO UPDATE
+   SET attempts = q.attempts + excluded.attempts, code = excluded.code, updated_at = now()
+RETURNING lead_key, attempts
 """
 
 WAITING: LiteralString = """
-SELECT chunk, lead_key FROM leadsync.retry_queue
+SELECT chunk, lead_key, attempts FROM leadsync.retry_queue
  WHERE destination_id = %(destination)s AND attempt_id = %(attempt_id)s
 """
 
-FORGET_RETRY: LiteralString = """
-DELETE FROM leadsync.retry_queue WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s)
+FORGET_RETRIES: LiteralString = """
+DELETE FROM leadsync.retry_queue
+ WHERE destination_id = %(destination)s AND attempt_id = %(attempt_id)s AND lead_key = ANY (%(lead_keys)s)
+"""
+
+# A dead letter is resolved by itself when a later run delivers the lead.
+RESOLVE: LiteralString = """
+UPDATE leadsync.dead_letter
+   SET resolved_at = now(), updated_at = now(), resolution = 'delivered by a later run'
+ WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND resolved_at IS NULL
+RETURNING external_id
 """
 
 # A lead has one open dead letter per destination; a further failure renews it.
@@ -72,48 +79,53 @@ class Retry:
 
 
 def queue_retries(
-    connection: psycopg.Connection[Any], destination: int, sync_id: str, attempt_id: str, retries: Sequence[Retry]
+    connection: psycopg.Connection[Any], destination: int, attempt_id: str, retries: Sequence[Retry]
 ) -> dict[UUID, int]:
     """Counts one more failure for each lead; returns how many each has had."""
-    attempts = {}
-    for retry in retries:
-        row = connection.execute(
-            QUEUE_RETRY,
-            {
-                "destination": destination,
-                "sync_id": sync_id,
-                "attempt_id": attempt_id,
-                "lead_key": retry.lead_key,
-                "external_id": retry.external_id,
-                "chunk": retry.chunk,
-                "code": retry.code,
-                "counts": retry.counts,
-            },
-        ).fetchone()
-        attempts[retry.lead_key] = row[0] if row else 0
-    return attempts
+    values = {
+        "destination": destination,
+        "attempt_id": UUID(attempt_id),
+        "lead_keys": [retry.lead_key for retry in retries],
+        "external_ids": [retry.external_id for retry in retries],
+        "chunks": [retry.chunk for retry in retries],
+        "codes": [retry.code for retry in retries],
+        "counts": [retry.counts for retry in retries],
+    }
+    return {key: attempts for key, attempts in connection.execute(QUEUE_RETRIES, values)} if retries else {}
 
 
-def waiting(connection: psycopg.Connection[Any], destination: int, attempt_id: str) -> dict[int, set[UUID]]:
-    """The leads of this attempt that wait to be tried again, by the chunk that holds them."""
-    found: dict[int, set[UUID]] = {}
-    for chunk, key in connection.execute(WAITING, {"destination": destination, "attempt_id": attempt_id}):
-        found.setdefault(chunk, set()).add(key)
+def waiting(connection: psycopg.Connection[Any], destination: int, attempt_id: str) -> dict[int, dict[UUID, int]]:
+    """The leads of this attempt that wait to be tried again: chunk → lead key → failures so far."""
+    found: dict[int, dict[UUID, int]] = {}
+    values = {"destination": destination, "attempt_id": UUID(attempt_id)}
+    for chunk, key, attempts in connection.execute(WAITING, values):
+        found.setdefault(chunk, {})[key] = attempts
     return found
 
 
-def forget_retries(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> None:
+def forget_retries(
+    connection: psycopg.Connection[Any], destination: int, attempt_id: str, lead_keys: Sequence[UUID]
+) -> None:
     """Takes leads out of the retry queue: they have ended otherwise."""
-    connection.execute(FORGET_RETRY, {"destination": destination, "lead_keys": list(lead_keys)})
+    if lead_keys:
+        values = {"destination": destination, "attempt_id": UUID(attempt_id), "lead_keys": list(lead_keys)}
+        connection.execute(FORGET_RETRIES, values)
+
+
+def resolve(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> list[str]:
+    """Closes the open dead letters of leads that were delivered; returns their external ids."""
+    if not lead_keys:
+        return []
+    values = {"destination": destination, "lead_keys": list(lead_keys)}
+    return [row[0] for row in connection.execute(RESOLVE, values)]
 
 
 def bury(
     connection: psycopg.Connection[Any], destination: int, sync_id: str, sequence: int, letters: Sequence[DeadLetter]
 ) -> None:
-    """Keeps leads for a person, and takes them out of the retry queue."""
+    """Keeps leads for a person; a lead's open dead letter is renewed."""
     if not letters:
         return
-    forget_retries(connection, destination, [letter.lead_key for letter in letters])
     rows = [
         {
             "destination": destination,

@@ -1,9 +1,9 @@
-"""The fence: loads of one destination never overlap, and what a dead sender had under way is waited out.
+"""Locks. The fence keeps loads of one destination apart, and what a dead sender had under way is waited out.
 
 The lock is PostgreSQL's advisory lock of a session, so it is gone the moment its holder dies. The same session
-claims and settles: a holder that lost the lock can't write the ledger either. `sending` in the destination's row
-is set with the first claim and cleared after the last request was answered; whoever finds it set took over from a
-sender that died, and waits as long as its longest request may take.
+claims and settles: a holder that lost the lock can't write the ledger either. `busy_until` in the destination's row
+is infinity from the first claim until every request was answered; whoever finds it set waits as long as a request
+may take at most.
 """
 
 from __future__ import annotations
@@ -16,47 +16,84 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from leadsync.errors import FenceLost, Unavailable
+from leadsync.errors import FenceLost, LeadsyncError, Unavailable
 
-LOCK_CLASS = 7_301_401
-# A sender asks at most this long after it last knew that the lock was its own.
-CHECK_SECONDS = 2.0
+DESTINATION_LOCKS = 7_301_401
+PIPELINE_LOCKS = 7_301_402
+# A sender relies at most this long on the last time that the lock was seen to be its own.
+CHECK_SECONDS = 4.0
+# A sender whose lock nobody confirms for so long gives up: its load is stuck or dead.
+PATIENCE_SECONDS = 60.0
 
-TRY: LiteralString = "SELECT pg_try_advisory_lock(%(class)s, %(destination)s)"
-RELEASE: LiteralString = "SELECT pg_advisory_unlock(%(class)s, %(destination)s)"
-IS_SENDING: LiteralString = "SELECT sending FROM leadsync.watermark WHERE destination_id = %(destination)s"
-SET_SENDING: LiteralString = """
-UPDATE leadsync.watermark SET sending = %(sending)s
- WHERE destination_id = %(destination)s AND sending <> %(sending)s
+TRY: LiteralString = "SELECT pg_try_advisory_lock(%(class)s, %(number)s)"
+RELEASE: LiteralString = "SELECT pg_advisory_unlock(%(class)s, %(number)s)"
+PIPELINE_NUMBER: LiteralString = "SELECT hashtext(%(pipeline)s)"
+
+# Seconds that a request of an earlier sender may still be under way.
+BUSY_FOR: LiteralString = """
+SELECT extract(epoch FROM least(busy_until, now() + %(longest)s * interval '1 second') - now())::float8
+  FROM leadsync.watermark
+ WHERE destination_id = %(destination)s AND busy_until > now()
+"""
+SET_BUSY: LiteralString = """
+UPDATE leadsync.watermark SET busy_until = 'infinity'
+ WHERE destination_id = %(destination)s AND busy_until IS DISTINCT FROM 'infinity'
+"""
+SET_FREE: LiteralString = """
+UPDATE leadsync.watermark
+   SET busy_until = CASE WHEN %(seconds)s > 0 THEN now() + %(seconds)s * interval '1 second' END
+ WHERE destination_id = %(destination)s
 """
 
 
 class Fence:
     """Held while a load sends. Its connection is the load's own, in autocommit between transactions."""
 
-    def __init__(self, connection: psycopg.Connection[Any], destination: int) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], destination: int, longest_request: float) -> None:
         self._connection = connection
         self._destination = destination
+        self._longest = longest_request
         self._lost = threading.Event()
         self._known = time.monotonic()
+        self._unanswered_until = 0.0
 
-    def sending(self, sending: bool) -> None:
-        """Says whether requests may be under way from here on."""
-        self._connection.execute(SET_SENDING, {"sending": sending, "destination": self._destination})
+    def busy(self) -> None:
+        """Says that requests may be under way from here on; in the transaction of the claims."""
+        self._connection.execute(SET_BUSY, {"destination": self._destination})
+
+    def unanswered(self) -> None:
+        """A request got no answer: it may still land, as long as a request may take."""
+        self._unanswered_until = time.monotonic() + self._longest
+
+    def free(self) -> None:
+        """All requests are over, but for those without an answer."""
+        seconds = self._unanswered_until - time.monotonic()
+        self._connection.execute(SET_FREE, {"destination": self._destination, "seconds": seconds})
 
     def confirm(self) -> None:
         """Asks the database whether the lock's session still lives; only by the thread that owns the connection."""
+        asked = time.monotonic()
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error:
-            self._lost.set()
+            self.abandon()
             raise FenceLost("the connection that holds the destination's lock was lost; nothing more is sent") from None
-        self._known = time.monotonic()
+        self._known = asked
+
+    def abandon(self) -> None:
+        """Nothing more is to be sent."""
+        self._lost.set()
 
     def check(self) -> None:
-        """Raises FenceLost when the lock may be another's by now; asked by every sender before every request."""
-        if self._lost.is_set() or time.monotonic() - self._known > CHECK_SECONDS * 2:
-            raise FenceLost("the destination's lock may be lost; nothing more is sent")
+        """Asked by every sender before every request; waits for a confirmation, raises FenceLost without one."""
+        while not self._lost.is_set():
+            age = time.monotonic() - self._known
+            if age <= CHECK_SECONDS:
+                return
+            if age > PATIENCE_SECONDS:
+                self.abandon()
+            self._lost.wait(0.05)
+        raise FenceLost("the destination's lock may be lost; nothing more is sent")
 
 
 @contextmanager
@@ -69,23 +106,60 @@ def hold(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Fence]:
     """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long."""
-    key = {"class": LOCK_CLASS, "destination": destination}
+    with _lock(connection, DESTINATION_LOCKS, destination, patience, "another load of this destination", sleep):
+        longest = longest_request + CHECK_SECONDS
+        row = connection.execute(BUSY_FOR, {"destination": destination, "longest": longest}).fetchone()
+        if row:
+            sleep(row[0])
+        fence = Fence(connection, destination, longest)
+        fence.confirm()
+        try:
+            yield fence
+        except FenceLost:
+            raise
+        except LeadsyncError:
+            fence.free()
+            raise
+        finally:
+            fence.abandon()
+        fence.free()  # not after a surprise: whoever comes next then waits
+
+
+@contextmanager
+def pipeline_lock(
+    connection: psycopg.Connection[Any],
+    pipeline: str,
+    *,
+    patience: float = 3600.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
+    """The lock under which a sequence is taken and the lead store is read, so that a higher sequence is newer."""
+    row = connection.execute(PIPELINE_NUMBER, {"pipeline": pipeline}).fetchone()
+    number = row[0] if row else 0
+    with _lock(connection, PIPELINE_LOCKS, number, patience, "another snapshot of this pipeline", sleep):
+        yield
+
+
+@contextmanager
+def _lock(
+    connection: psycopg.Connection[Any],
+    kind: int,
+    number: int,
+    patience: float,
+    holder: str,
+    sleep: Callable[[float], None],
+) -> Iterator[None]:
+    key = {"class": kind, "number": number}
     until = time.monotonic() + patience
-    while not _one(connection, TRY, key):
+    while True:
+        row = connection.execute(TRY, key).fetchone()
+        if row and row[0]:
+            break
         if time.monotonic() > until:
-            raise Unavailable(f"another load of this destination has held its lock for {patience:.0f} s")
+            raise Unavailable(f"{holder} has held its lock for {patience:.0f} s")
         sleep(0.2)
-    if _one(connection, IS_SENDING, key):
-        sleep(longest_request + CHECK_SECONDS * 2)
-    fence = Fence(connection, destination)
-    fence.sending(False)
     try:
-        yield fence
+        yield
     finally:
-        if not connection.broken:
+        if not connection.broken and not connection.closed:
             connection.execute(RELEASE, key)
-
-
-def _one(connection: psycopg.Connection[Any], query: LiteralString, values: dict[str, Any]) -> bool:
-    row = connection.execute(query, values).fetchone()
-    return bool(row and row[0])

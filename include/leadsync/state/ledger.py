@@ -40,32 +40,19 @@ USING (SELECT lead_key, digest FROM claim ORDER BY lead_key) c
 """
 
 SETTLEMENTS: LiteralString = """
-CREATE TEMPORARY TABLE IF NOT EXISTS settlement (lead_key uuid NOT NULL, digest uuid NOT NULL, crm_id text)
-    ON COMMIT DELETE ROWS
+CREATE TEMPORARY TABLE IF NOT EXISTS settlement
+    (lead_key uuid NOT NULL, digest uuid NOT NULL, crm_id text, gone boolean NOT NULL) ON COMMIT DELETE ROWS
 """
 
-COPY_SETTLEMENTS: LiteralString = "COPY settlement (lead_key, digest, crm_id) FROM STDIN (FORMAT binary)"
+COPY_SETTLEMENTS: LiteralString = "COPY settlement (lead_key, digest, crm_id, gone) FROM STDIN (FORMAT binary)"
 
-# Settles: the hash of what was accepted, as long as nobody claimed the lead under a higher sequence meanwhile.
+# Settles: the hash of what was accepted, as long as nobody claimed the lead under a higher sequence meanwhile. A record
+# that was deleted has no id any more.
 SETTLE: LiteralString = """
 UPDATE leadsync.delivery d
-   SET digest = s.digest, crm_id = coalesce(s.crm_id, d.crm_id)
+   SET digest = s.digest, crm_id = CASE WHEN NOT s.gone THEN coalesce(s.crm_id, d.crm_id) END
   FROM settlement s
  WHERE d.destination_id = %(destination)s AND d.lead_key = s.lead_key AND d.sequence = %(sequence)s
-"""
-
-# A dead letter is resolved by itself when the lead is delivered.
-RESOLVE: LiteralString = """
-UPDATE leadsync.dead_letter l
-   SET resolved_at = now(), updated_at = now(), resolution = 'delivered by a later run'
-  FROM settlement s
- WHERE l.destination_id = %(destination)s AND l.lead_key = s.lead_key AND l.resolved_at IS NULL
-RETURNING l.external_id
-"""
-
-FORGET_RETRIES: LiteralString = """
-DELETE FROM leadsync.retry_queue q USING settlement s
- WHERE q.destination_id = %(destination)s AND q.lead_key = s.lead_key
 """
 
 
@@ -113,15 +100,12 @@ def settle(
     connection: psycopg.Connection[Any],
     destination: int,
     sequence: int,
-    delivered: Iterable[tuple[UUID, UUID, str | None]],
-) -> list[str]:
-    """Writes what was accepted (key, hash, CRM id); returns the external ids whose dead letters it resolved."""
+    delivered: Iterable[tuple[UUID, UUID, str | None, bool]],
+) -> None:
+    """Writes what was accepted: key, hash, CRM id, and whether the record is gone with it."""
     connection.execute(SETTLEMENTS)
-    _copy(connection, COPY_SETTLEMENTS, ["uuid", "uuid", "text"], delivered)
-    values = {"destination": destination, "sequence": sequence}
-    connection.execute(SETTLE, values)
-    connection.execute(FORGET_RETRIES, values)
-    return [row[0] for row in connection.execute(RESOLVE, values)]
+    _copy(connection, COPY_SETTLEMENTS, ["uuid", "uuid", "text", "bool"], delivered)
+    connection.execute(SETTLE, {"destination": destination, "sequence": sequence})
 
 
 def _copy(

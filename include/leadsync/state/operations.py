@@ -165,8 +165,8 @@ def start_load(connection: psycopg.Connection[Any], operation: Operation, destin
     return LoadLog(row[0], row[1], Counts(*row[2:]))
 
 
-def save_progress(connection: psycopg.Connection[Any], log: LoadLog, records: bytes | None) -> None:
-    """Writes the place and the counts, and the sealed records of what was sent since."""
+def save_progress(connection: psycopg.Connection[Any], log: LoadLog) -> None:
+    """Writes the place and the counts."""
     counts = log.counts
     connection.execute(
         PROGRESS,
@@ -181,8 +181,22 @@ def save_progress(connection: psycopg.Connection[Any], log: LoadLog, records: by
             "dead": counts.dead,
         },
     )
-    if records is not None:
-        connection.execute(ADD_DATA, {"id": log.id, "records": records})
+
+
+def rewind(connection: psycopg.Connection[Any], log: LoadLog) -> None:
+    """Sends the load back to the start: once what was broken is mended, it goes over everything again."""
+    log.next_chunk, log.counts = 0, Counts()
+    save_progress(connection, log)
+
+
+def data_context(log_id: int) -> str:
+    """To what the sealed records of one load are bound."""
+    return f"operation_data:{log_id}"
+
+
+def add_data(connection: psycopg.Connection[Any], log: LoadLog, records: bytes) -> None:
+    """Adds the sealed records of changes that were sent."""
+    connection.execute(ADD_DATA, {"id": log.id, "records": records})
 
 
 def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: str | None = None) -> None:

@@ -15,8 +15,8 @@ CREATE TABLE leadsync.watermark (
     pipeline text NOT NULL,
     destination text NOT NULL,
     watermark timestamptz,
-    -- True while requests may be under way: whoever takes over from a dead sender waits them out.
-    sending boolean NOT NULL DEFAULT false,
+    -- Until when a request may be under way (infinity while a load sends): whoever comes next waits it out.
+    busy_until timestamptz,
     updated_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (pipeline, destination)
 );
@@ -51,18 +51,18 @@ CREATE TABLE leadsync.delivery (
     PRIMARY KEY (destination_id, lead_key)
 ) WITH (fillfactor = 80);  -- room for updates in place: nothing that changes is indexed
 
--- Leads of a load that failed in passing: the next try of that load takes them up again.
+-- Leads of a load that failed in passing: the next try of that load takes them up again. They are that attempt's
+-- alone, since every load has to account for each lead that it read.
 CREATE TABLE leadsync.retry_queue (
     destination_id integer NOT NULL,
+    attempt_id uuid NOT NULL,
     lead_key uuid NOT NULL,
     external_id text NOT NULL,
-    sync_id uuid NOT NULL,
-    attempt_id uuid NOT NULL,
     chunk integer NOT NULL,
-    attempts integer NOT NULL DEFAULT 1,
+    attempts integer NOT NULL,
     code text,
     updated_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (destination_id, lead_key)
+    PRIMARY KEY (destination_id, attempt_id, lead_key)
 );
 
 -- Leads that a destination refused, or that failed three times, until they are resolved.

@@ -1,0 +1,70 @@
+"""Makes the DAG `<pipeline>_sync` of every file in include/pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, dag, get_current_context, task
+
+from leadsync import runtime
+from leadsync.config import Pipeline, load_pipelines
+from leadsync.crm import registry
+
+PIPELINES = Path(__file__).parents[1] / "include" / "pipelines"
+
+DOCUMENTATION = """
+Keeps **{destinations}** in step with the table `{table}`.
+
+1. `extract` fixes the window: from the oldest watermark up to where the lead store can be read safely.
+2. `snapshot` keeps the window's rows, encrypted, in Redis.
+3. `load` delivers them, one index per CRM. Clear a failed one: it goes on where it stopped.
+4. `commit_watermark` moves the watermarks, once every load has succeeded.
+
+**Backfill:** trigger the DAG with `since` (and `until`). Look first with `dry_run`.
+"""
+
+
+def sync_dag(pipeline: Pipeline) -> DAG:
+    """The DAG of one pipeline."""
+    names = ", ".join(target.name for target in pipeline.destinations)
+
+    @dag(
+        dag_id=f"{pipeline.name}_sync",
+        schedule=runtime.timetable(pipeline),
+        start_date=pipeline.schedule.start,
+        catchup=False,
+        max_active_runs=1,
+        params=runtime.parameters(pipeline),
+        default_args=runtime.TASKS,
+        tags=["leadsync"],
+        description=f"{pipeline.source.table} → {names}",
+        doc_md=DOCUMENTATION.format(destinations=names, table=pipeline.source.table),
+    )
+    def sync() -> None:
+        @task
+        def extract() -> dict[str, Any]:
+            return runtime.extract(pipeline, get_current_context())
+
+        @task
+        def snapshot(opened: dict[str, Any]) -> list[str]:
+            return runtime.snapshot(pipeline, opened)
+
+        @task(map_index_template="{{ label }}")
+        def load(opened: dict[str, Any], destination: str) -> dict[str, Any]:
+            return runtime.load(pipeline, opened, destination, get_current_context())
+
+        @task
+        def commit_watermark(opened: dict[str, Any]) -> dict[str, Any]:
+            return runtime.commit_watermark(pipeline, opened)
+
+        opened = extract()
+        loads = load.partial(opened=opened).expand(destination=snapshot(opened))
+        loads >> commit_watermark(opened)
+
+    return sync()
+
+
+for pipeline in load_pipelines(PIPELINES):
+    registry.check_pipeline(pipeline)
+    globals()[f"{pipeline.name}_sync"] = sync_dag(pipeline)

@@ -1,0 +1,10 @@
+"""HubSpot's adapter against the simulator."""
+
+from tests.contract.suite import AdapterSuite
+
+
+class TestHubSpot(AdapterSuite):
+    name = "hubspot"
+    text_field = "leadsync_answers"
+    good = {"firstname": "Li Lei", "city": "Berlin"}
+    bad = {"email": "no address"}
