@@ -17,17 +17,20 @@ $(STAMP): requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-up: $(STAMP) ## starts everything on this machine and prints address and login
+up: $(STAMP) ## starts everything, on ports from LEADSYNC_PORT (8080) on; prints the address and the login
 	@$(BIN)/python -m demo.stack up
 
-down: $(STAMP) ## stops everything; the data stays
-	@$(BIN)/python -m demo.stack down
+# Without a virtual environment nothing was ever started here.
+NOTHING = test -x $(BIN)/python || { echo "Leadsync is not running"; exit
 
-status: $(STAMP) ## addresses as NAME=value, and the state of each process
-	@$(BIN)/python -m demo.stack status
+down: ## stops everything; the data stays for the next make up
+	@$(NOTHING) 0; }; $(BIN)/python -m demo.stack down
 
-clean: $(STAMP) ## stops everything and removes its data
-	@$(BIN)/python -m demo.stack clean
+status: ## addresses, passwords and the state of every process, as NAME=value lines
+	@$(NOTHING) 3; }; $(BIN)/python -m demo.stack status
+
+clean: ## stops everything and deletes the data (.local); .venv stays
+	@$(NOTHING) 0; }; $(BIN)/python -m demo.stack clean
 
 lint: $(STAMP) ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

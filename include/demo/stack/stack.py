@@ -1,260 +1,280 @@
-"""Starts, watches and stops one stack."""
+"""Starts, stops and watches a stack.
+
+    stack = Stack(state_dir, base_port, root)
+    stack.up()
+    stack.restart("airflow-scheduler")
+    stack.down()
+
+`make up` is one of these in `.local`; end-to-end tests make others, in folders and on ports of their own.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import fcntl
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-import xmlrpc.client
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg
-import redis
 import requests
-from psycopg import sql
-from supervisor.xmlrpc import SupervisorTransport
 
 from demo import lead_store
-from demo.stack import postgres
-from demo.stack.layout import AIRFLOW, BASE, DEMO, MARKER, OFFSETS, ROLES, Layout
-from demo.stack.program import end, left_behind
+from demo.stack import environment, health, ports, processes
+from demo.stack.errors import StackError
+from demo.stack.layout import Layout, Settings, load_settings, save_settings
+from demo.stack.programs import AIRFLOW, DEMO, STORES, Program, python
+from demo.stack.secrets import write_private
+from demo.stack.supervisord import ProcessState, Supervisord
 from leadsync.state import schema
 
-PROGRAMS = (*BASE, *DEMO, *AIRFLOW)
-DATABASES = {"airflow": "airflow", "leadsync": "leadsync", "hive": "hive_owner"}
-PATIENCE = 120.0
+Progress = Callable[[str], object]
+# Seconds; a slow machine with cold disks takes a while to import Airflow.
+PATIENCE = {STORES: 60, DEMO: 60, AIRFLOW: 180}
+DAG_PATIENCE = 90
+IMPORT_PATIENCE = 15
+LOG_LINES = 15
+# So often a program may end and be started again before it counts as broken.
+LIVES = 3
 
 
-class StackError(Exception):
-    """The stack can't start; the text names what and the remedy."""
+class Stack(Layout):
+    """A stack and its supervisor."""
 
+    def __init__(
+        self,
+        state_dir: Path,
+        base_port: int,
+        root: Path,
+        *,
+        generator: bool = True,
+        dags_folder: Path | None = None,
+        dag: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`root` is the checkout; `environment` is added to that of Airflow's processes; `dag` is waited for."""
+        dags = str((dags_folder or root / "dags").absolute())
+        super().__init__(
+            state_dir, Settings(str(root.absolute()), base_port, dags, dag, generator, dict(environment or {}))
+        )
+        self._supervisor = Supervisord(self.state_dir)
 
-class Stack:
-    """One checkout's stack. `say` gets a line per step."""
+    @classmethod
+    def load(cls, state_dir: Path) -> Stack:
+        """The stack that was last started from this folder. Raises StackError when there was none."""
+        kept = load_settings(state_dir)
+        return cls(
+            state_dir, kept.base_port, Path(kept.root), generator=kept.generator, dags_folder=Path(kept.dags_folder),
+            dag=kept.dag, environment=kept.environment,
+        )  # fmt: skip
 
-    def __init__(self, layout: Layout, say: Callable[[str], None] = print) -> None:
-        self.layout = layout
-        self._say = say
-        self._started = time.monotonic()
-        # Paths of sockets are short, those of checkouts may be long.
-        name = hashlib.blake2b(str(layout.state).encode(), digest_size=8).hexdigest()
-        self._socket = Path(tempfile.gettempdir()) / f"leadsync-{name}.sock"
+    def runs(self) -> bool:
+        """Whether there is a supervisor that answers."""
+        return self._supervisor.answers()
 
-    # Up and down ----------------------------------------------------------------------------------------------
+    def up(self, progress: Progress = print) -> None:
+        """Starts what does not run and returns when all of it is healthy.
 
-    def up(self) -> None:
-        """Starts everything and waits until it is healthy; what is there already goes on."""
-        end(left_behind(self.layout.state), patience=10)
-        self.check_ports()
-        self.layout.save()
-        folder = postgres.home(self.layout.state / "postgres")
-        postgres.initialise(folder, postgres.install(folder), self.layout.secret("postgres-postgres"))
-        self._supervise()
-        self._step("PostgreSQL", "postgres", self._postgres_ready)
-        self._step("Valkey", "valkey", self._valkey_ready)
-        self._databases()
-        lead_store.create(self.layout.dsn("hive_owner", "hive"))
-        schema.migrate(self.layout.dsn("leadsync", "leadsync"))
-        self._done("lead store and Leadsync's tables")
-        for name in DEMO:
-            self._call("startProcess", name, False)
-        self._migrate_airflow()
-        for name in AIRFLOW:
-            self._call("startProcess", name, False)
-        for title, name, path in (
-            ("HubSpot (simulated)", "hubspot", "/_demo/health"),
-            ("Salesforce (simulated)", "salesforce", "/_demo/health"),
-            ("landing page", "landing", "/health"),
-        ):
-            self._step(title, name, partial(self._answers, self.layout.url(name) + path))
-        self._step("Airflow", "api-server", self._airflow_ready)
-        self._step("DAG leads_sync", "dag-processor", self._dag_ready)
+        On failure, what this call started is stopped again and StackError tells what did not come up; only when all
+        runs and just the DAG is missing, the stack stays up, for its page shows why.
+        """
+        with self._lock():
+            first = not self.runs()
+            if first:
+                self._begin(progress)
+            elif all(state.state == "RUNNING" for state in self.status()):
+                progress("Leadsync runs already")
+                return
+            try:
+                self._start(progress)
+            except (StackError, KeyboardInterrupt):
+                if first:
+                    self._stop(lambda line: None)
+                raise
+            if self.settings.dag:
+                self._await_dag(self.settings.dag, progress)
 
-    def run_now(self) -> None:
-        """Triggers a run, so that the first leads arrive at once and not at the next full minute."""
-        self.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None})
+    def down(self, progress: Progress = print) -> None:
+        """Stops everything, also what a killed supervisor left, and makes sure that nothing is left."""
+        if not self.state_dir.exists():
+            progress("Leadsync is not running")
+            return
+        with self._lock():
+            started = time.monotonic()
+            if not self._stop(progress):
+                progress("Leadsync is not running")
+                return
+            held = [
+                port for offset in ports.OFFSETS.values() if not ports.is_free(port := self.settings.base_port + offset)
+            ]
+            if held:
+                raise StackError(f"every process has ended, but ports are held by others: {held}")
+            progress(f"stopped: no process and no port is left ({time.monotonic() - started:.1f} s)")
 
-    def down(self) -> bool:
-        """Stops everything; False when nothing was running."""
-        running = self.running()
-        if running:
-            for group in (AIRFLOW, DEMO, BASE):
-                for name in group:
-                    if self._call("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF"):
-                        self._call("stopProcess", name)
-            self._call("shutdown")
-        rest = left_behind(self.layout.state)
-        psutil.wait_procs(rest, timeout=5)
-        end(left_behind(self.layout.state), patience=10)
-        return running or bool(rest)
+    def clean(self, progress: Progress = print) -> None:
+        """Stops everything and deletes the state."""
+        self.down(progress)
+        self.postgres.remove()
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+        progress(f"removed {self.state_dir}")
 
-    def clean(self) -> None:
-        """Stops everything and forgets all data."""
-        self.down()
-        folder = self.layout.state / "postgres"
-        if folder.is_symlink():
-            shutil.rmtree(folder.resolve(), ignore_errors=True)
-        shutil.rmtree(self.layout.state, ignore_errors=True)
+    def status(self) -> list[ProcessState]:
+        """Every program in the order of starting."""
+        states = self._supervisor.states() if self.runs() else {}
+        names = [program.name for program in self.programs()]
+        return [states.get(name, ProcessState(name, "STOPPED")) for name in names]
 
-    # Looking --------------------------------------------------------------------------------------------------
+    def pid(self, name: str) -> int:
+        """The process id of a program, 0 when it does not run."""
+        return self._supervisor.states()[name].pid
 
-    def running(self) -> bool:
-        """Whether the process manager runs."""
-        try:
-            self._call("getState")
-        except (OSError, xmlrpc.client.Error):
-            return False
-        return True
-
-    def processes(self) -> dict[str, dict[str, Any]]:
-        """Supervisor's view of each program: statename, pid, start and so on."""
-        return {info["name"]: info for info in self._call("getAllProcessInfo")}
+    def restart(self, name: str) -> None:
+        """Stops one program in an orderly way, starts it and returns when it is healthy."""
+        program = self.program(name)
+        self._supervisor.stop(name)
+        self._await_stopped([program])
+        self._start_programs([program], lambda line: None)
 
     def api(self, method: str, path: str, **more: Any) -> requests.Response:
-        """A call of Airflow's REST API as the administrator."""
-        ui = self.layout.url("api-server")
-        login = {"username": "admin", "password": self.layout.logins["admin"]}
-        token = requests.post(f"{ui}/auth/token", json=login, timeout=10).json()["access_token"]
-        headers = {"Authorization": f"Bearer {token}"}
-        return requests.request(method, f"{ui}/api/v2{path}", headers=headers, timeout=30, **more)
+        """One call of Airflow's REST API as `admin`; `path` is what follows /api/v2, the rest goes to requests."""
+        return health.call(self, method, path, **more)
 
-    # Steps ----------------------------------------------------------------------------------------------------
+    def _begin(self, progress: Progress) -> None:
+        if left := processes.end(self._processes, patience=3):
+            progress(f"ended {left} processes that a killed supervisor had left")
+        ports.check_free(self.settings.base_port)
+        save_settings(self.state_dir, self.settings)
+        self.write_files()
+        self.postgres.prepare()
+        marked = {processes.STACK: str(self.state_dir)}
+        inherited = {**environment.basic(self.root), **environment.connections_of_the_user(), **marked}
+        self._supervisor.launch(self.programs(), inherited, as_root=os.geteuid() == 0)
 
-    def check_ports(self) -> None:
-        """Raises StackError that names the first port that is taken."""
-        for name in OFFSETS:
-            port = self.layout.port_of(name)
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    raise StackError(
-                        f"port {port} (for {name}) is taken{_holder(port)}; choose another base: "
-                        "LEADSYNC_PORT=18080 make up"
-                    ) from None
+    def _start(self, progress: Progress) -> None:
+        tiers = {tier: [each for each in self.programs() if each.tier == tier] for tier in (STORES, DEMO, AIRFLOW)}
+        self._start_programs(tiers[STORES], progress)
+        self.postgres.create_databases()
+        with ThreadPoolExecutor(1) as pool:
+            # Importing Airflow takes longer than the demo world takes to start.
+            migrated = pool.submit(self._migrate, progress)
+            lead_store.create(self.lead_store_dsn)
+            self._start_programs(tiers[DEMO], progress)
+            migrated.result()
+        self._start_programs(tiers[AIRFLOW], progress)
 
-    def _supervise(self) -> None:
-        state = self.layout.state
-        logs = state / "logs"
-        logs.mkdir(exist_ok=True)
-        self._socket.unlink(missing_ok=True)
-        lines = [
-            "[unix_http_server]", f"file={self._socket}", "chmod=0700",
-            "[supervisord]", f"logfile={logs / 'supervisord.log'}", f"pidfile={state / 'supervisord.pid'}",
-            f"directory={state}", "minfds=1024",
-            "[rpcinterface:supervisor]",
-            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
-        ]  # fmt: skip
-        for name in PROGRAMS:
-            lines += [
-                f"[program:{name}]", f"command={sys.executable} -m demo.stack.program {state} {name}",
-                f"autostart={'true' if name in BASE else 'false'}", "autorestart=true", "startretries=1000",
-                "startsecs=2", "stopasgroup=true", "killasgroup=true", "stopwaitsecs=20",
-                f"stopsignal={'INT' if name == 'postgres' else 'TERM'}",
-                f"stdout_logfile={logs / name}.log", "redirect_stderr=true", "stdout_logfile_maxbytes=10MB",
-            ]  # fmt: skip
-        path = state / "supervisord.conf"
-        path.write_text("\n".join(line.replace("%", "%%") for line in lines) + "\n")
-        environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")},
-            MARKER: str(state),
-            "PYTHONPATH": str(self.layout.root / "include"),
-        }
-        subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(path)], check=True, env=environment)  # noqa: S603
-        self._step("process manager", "supervisord", self.running)
+    def _migrate(self, progress: Progress) -> None:
+        started = time.monotonic()
+        schema.migrate(self.leadsync_dsn)
+        # Asking Airflow itself costs ten seconds of CPU, so what was done is remembered.
+        done, needed = self.state_dir / "airflow" / "migrated", version("apache-airflow")
+        with psycopg.connect(self.postgres.dsn("airflow")) as connection:
+            row = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
+        if not (row and row[0] and done.exists() and done.read_text() == needed):
+            log = self.state_dir / "logs" / "airflow-migrate.log"
+            marked = {**self.environment(), processes.STACK: str(self.state_dir)}
+            with log.open("wb") as file:
+                result = subprocess.run(  # noqa: S603 the arguments are ours
+                    python("airflow", "db", "migrate"), env=marked, stdout=file, stderr=file, cwd=self.state_dir
+                )
+            if result.returncode:
+                raise StackError(f"the migration of Airflow's tables fails:\n{_tail(log)}")
+            write_private(done, needed)
+        progress(f"migrations … done ({time.monotonic() - started:.1f} s)")
 
-    def _databases(self) -> None:
-        with psycopg.connect(self.layout.dsn("postgres", "postgres"), autocommit=True) as connection:
-            for role in ROLES:
-                if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
-                    password = sql.Literal(self.layout.secret(f"postgres-{role}"))
-                    connection.execute(
-                        sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), password)
-                    )
-            connection.execute("GRANT pg_read_all_stats TO leadsync_reader")
-            for database, owner in DATABASES.items():
-                if not connection.execute("SELECT FROM pg_database WHERE datname = %s", (database,)).fetchone():
-                    names = sql.Identifier(database), sql.Identifier(owner)
-                    connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(*names))
-
-    def _migrate_airflow(self) -> None:
-        log = self.layout.state / "logs" / "migrate.log"
-        with log.open("wb") as file:
-            command = [sys.executable, "-m", "airflow", "db", "migrate"]
-            environment = self.layout.environment("scheduler")
-            done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)  # noqa: S603
-        if done.returncode:
-            raise StackError(f"Airflow's database could not be migrated:\n{_tail(log)}")
-        self._done("Airflow's tables")
-
-    def _postgres_ready(self) -> bool:
-        try:
-            psycopg.connect(self.layout.dsn("postgres", "postgres"), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def _valkey_ready(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.layout.redis_url) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def _answers(self, url: str) -> bool:
-        try:
-            return requests.get(url, timeout=2).ok
-        except requests.RequestException:
-            return False
-
-    def _airflow_ready(self) -> bool:
-        try:
-            health = requests.get(f"{self.layout.url('api-server')}/api/v2/monitor/health", timeout=2).json()
-        except (requests.RequestException, json.JSONDecodeError):
-            return False
-        return all(part["status"] == "healthy" for part in health.values())
-
-    def _dag_ready(self) -> bool:
-        return self.api("GET", "/dags/leads_sync").ok
-
-    def _step(self, title: str, name: str, ready: Callable[[], bool]) -> None:
-        until = time.monotonic() + PATIENCE
-        while not ready():
-            if time.monotonic() > until:
-                log = self.layout.state / "logs" / f"{name}.log"
-                raise StackError(f"{title} does not come up; the end of {log}:\n{_tail(log)}")
+    def _start_programs(self, programs: Sequence[Program], progress: Progress) -> None:
+        """Starts programs together, waits until all are healthy; raises StackError with the log of one that is not."""
+        started = time.monotonic()
+        for program in programs:
+            self._supervisor.start(program.name)
+        waiting, lives = list(programs), {program.name: set[int]() for program in programs}
+        while waiting:
+            states = self._supervisor.states()
+            for program in list(waiting):
+                state = states[program.name]
+                lives[program.name].add(state.pid)
+                problem = self.problem(state)
+                elapsed = time.monotonic() - started
+                if problem is None:
+                    progress(f"{program.title} … ready ({elapsed:.1f} s)")
+                    waiting.remove(program)
+                elif elapsed > PATIENCE[program.tier] or len(lives[program.name]) > LIVES:
+                    log = self.state_dir / "logs" / f"{program.name}.log"
+                    raise StackError(f"{program.title} does not come up: {problem}\n{_tail(log)}")
             time.sleep(0.1)
-        self._done(title)
 
-    def _done(self, title: str) -> None:
-        self._say(f"  {title} ready ({time.monotonic() - self._started:.0f} s)")
+    def problem(self, state: ProcessState) -> str | None:
+        """What keeps a program from being healthy; None when nothing does."""
+        if state.state not in ("STARTING", "RUNNING"):
+            return f"its process is {state.state}"
+        if state.name == "generator" and state.state == "STARTING":
+            return "its process has just started"
+        return health.check(self, state.name, state.started)
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
-        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
-            return getattr(proxy.supervisor, method)(*arguments)
+    def _await_dag(self, dag: str, progress: Progress) -> None:
+        started = time.monotonic()
+        while not health.knows_dag(self, dag):
+            errors = health.import_errors(self)
+            # Another file may be the one that is wrong.
+            if time.monotonic() - started > (IMPORT_PATIENCE if errors else DAG_PATIENCE):
+                raise StackError("\n".join([f"everything runs, but Airflow does not know the DAG {dag}", *errors]))
+            time.sleep(0.3)
+        progress(f"DAG {dag} … known ({time.monotonic() - started:.1f} s)")
+
+    def _stop(self, progress: Progress) -> bool:
+        """Stops tier after tier, the last first; whether there was anything to stop."""
+        supervised = self.runs()
+        if supervised:
+            for tier in (AIRFLOW, DEMO, STORES):
+                started = time.monotonic()
+                programs = [each for each in self.programs() if each.tier == tier]
+                for program in programs:
+                    self._supervisor.stop(program.name)
+                self._await_stopped(programs)
+                titles = ", ".join(program.title for program in programs)
+                progress(f"{titles} … stopped ({time.monotonic() - started:.1f} s)")
+            self._supervisor.shutdown()
+            deadline = time.monotonic() + 5
+            while self._processes() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        left = processes.end(self._processes, patience=3)
+        if left and not supervised:
+            progress(f"ended {left} processes that a killed supervisor had left")
+        return supervised or left > 0
+
+    def _await_stopped(self, programs: Sequence[Program]) -> None:
+        # The supervisor kills what does not stop in its time.
+        names = {program.name for program in programs}
+        while any(
+            state.state in ("RUNNING", "STARTING", "STOPPING")
+            for name, state in self._supervisor.states().items()
+            if name in names
+        ):
+            time.sleep(0.05)
+
+    def _processes(self) -> list[psutil.Process]:
+        return processes.of_stack(self.state_dir, self.postgres.data)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One `up` or `down` at a time."""
+        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (owner := self.state_dir.stat().st_uid) != os.geteuid():
+            raise StackError(f"{self.state_dir} belongs to user {owner}: be that user, or choose another checkout")
+        with (self.state_dir / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StackError("another make up or make down is at work in this checkout; wait for it") from None
+            yield
 
 
-def _holder(port: int) -> str:
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN" and connection.pid:
-                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        pass
-    return ""
-
-
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-15:]) if path.exists() else "(no log)"
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+    return "\n".join([*(f"  {line}" for line in lines), f"the whole log: {log}"])
