@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ import psycopg
 import pytest
 import yaml
 
-from demo.stack.layout import Layout
-from demo.stack.stack import Stack, StackError
+from demo.stack import ports
+from demo.stack.stack import Stack
 from leadsync.config import load_pipeline
 from tests.support.simulators import Simulator
 from tests.support.world import assert_in_step
@@ -27,12 +26,11 @@ ENDED = {"success", "failed"}
 class Airflow:
     """A running stack, as a person at the UI sees it: everything goes through the public REST API."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, pipelines: Path) -> None:
         self.stack = stack
-        self.layout = stack.layout
-        self.pipeline = load_pipeline(self.layout.pipelines / "leads.yaml")
-        self.hive = psycopg.connect(self.layout.dsn("hive_owner", "hive"), autocommit=True)
-        self.simulators = {name: _simulator(self.layout, name) for name in ("hubspot", "salesforce")}
+        self.pipeline = load_pipeline(pipelines / "leads.yaml")
+        self.hive = psycopg.connect(stack.lead_store_dsn, autocommit=True)
+        self.simulators = {name: _simulator(stack, name) for name in ("hubspot", "salesforce")}
 
     def trigger(self, **conf: Any) -> str:
         """Starts a run; returns its id."""
@@ -86,24 +84,13 @@ class Airflow:
         """Every record of every CRM is what the lead store says."""
         for name, simulator in self.simulators.items():
             target = next(target for target in self.pipeline.destinations if target.name == name)
-            assert_in_step(self.pipeline, target, self.layout.dsn("hive_owner", "hive"), simulator)
+            assert_in_step(self.pipeline, target, self.stack.lead_store_dsn, simulator)
 
 
-def _simulator(layout: Layout, name: str) -> Simulator:
-    simulator = Simulator(name, layout.state)
-    simulator.port, simulator.url = layout.port_of(name), layout.url(name)
+def _simulator(stack: Stack, name: str) -> Simulator:
+    simulator = Simulator(name, stack.state_dir)
+    simulator.port, simulator.url = stack.port(f"crm-{name}"), stack.url(f"crm-{name}")
     return simulator
-
-
-def _free_base() -> int:
-    while True:
-        base = random.randrange(20_000, 60_000)  # noqa: S311
-        stack = Stack(Layout(ROOT, Path("/nowhere"), base, ROOT))
-        try:
-            stack.check_ports()
-        except StackError:
-            continue
-        return base
 
 
 @pytest.fixture(scope="session")
@@ -116,17 +103,18 @@ def airflow() -> Iterator[Airflow]:
         for target in shipped["destinations"].values():
             target["settings"] = {"read_timeout": 1, "connect_timeout": 1, "requests_per_second": 1000}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
-        before = os.environ.get("LEADSYNC_DEMO_RATE")
-        os.environ["LEADSYNC_DEMO_RATE"] = "0"
-        stack = Stack(Layout(ROOT, Path(folder) / "state", _free_base(), pipelines))
+        stack = Stack(
+            Path(folder) / "state",
+            ports.free_base(30_000 + os.getpid() * 20 % 10_000),
+            ROOT,
+            generator=False,
+            dag="leads_sync",
+            environment={"LEADSYNC_PIPELINES": str(pipelines)},
+        )
         try:
             stack.up()
-            airflow = Airflow(stack)
+            airflow = Airflow(stack, pipelines)
             yield airflow
             airflow.hive.close()
         finally:
             stack.clean()
-            if before is None:
-                del os.environ["LEADSYNC_DEMO_RATE"]
-            else:
-                os.environ["LEADSYNC_DEMO_RATE"] = before

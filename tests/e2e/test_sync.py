@@ -131,7 +131,7 @@ def test_a_load_killed_in_the_middle_is_taken_up_again(airflow: Airflow) -> None
 
 def _sending(airflow: Airflow) -> int:
     """The process of the task that has connections to HubSpot."""
-    port = airflow.layout.port_of("hubspot")
+    port = airflow.stack.port("crm-hubspot")
     for connection in psutil.net_connections("tcp"):
         if connection.pid not in (None, os.getpid()) and connection.raddr and connection.raddr.port == port:
             return int(connection.pid)
