@@ -43,9 +43,8 @@ def main() -> int:
     # uvicorn raises the signal again once it has stopped: an ordered end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        serve(
-            App(vendor(store, FaultBox(base), *credentials), connections), arguments.host, arguments.port, connections
-        )
+        app = App(vendor(store, FaultBox(base), *credentials), connections)
+        serve(app, arguments.host, arguments.port, connections)
     except KeyboardInterrupt:
         pass
     finally:

@@ -225,14 +225,8 @@ class DemoAPI:
 
     def _record_lines(self, deleted: bool) -> Iterator[bytes]:
         for row in self._store.dump(deleted=deleted):
-            yield (
-                orjson.dumps(self._key(row))
-                + b":"
-                + orjson.dumps(
-                    {"id": self._vendor.crm_id(row.number), "fields": row.fields}
-                    | ({"deleted": True} if row.deleted else {})
-                )
-            )
+            record = {"id": self._vendor.crm_id(row.number), "fields": row.fields, "deleted": row.deleted}
+            yield orjson.dumps(self._key(row)) + b":" + orjson.dumps(record)
 
     def _key(self, row: Row) -> str:
         return row.external_id if row.external_id is not None else f"#{self._vendor.crm_id(row.number)}"

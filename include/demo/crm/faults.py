@@ -88,7 +88,6 @@ class FaultBox:
         self._base = dict(base or {})
         self._random = random.Random(0)  # noqa: S311 - chance, not secrecy; seeded, so that a run can be repeated
         self._window: deque[float] = deque()
-        self.active = Faults()
         self.set({})
 
     def set(self, faults: Mapping[str, Any]) -> None:

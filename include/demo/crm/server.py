@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import uvicorn
-from uvicorn._types import ASGI3Application
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Open connections by the client's address, which is also the request's `scope["client"]`.
 Connections = dict[tuple[str, int], asyncio.Transport]
 
 
-def serve(app: ASGI3Application, host: str, port: int, connections: Connections) -> None:
+def serve(app: ASGIApp, host: str, port: int, connections: Connections) -> None:
     """Runs until SIGTERM or SIGINT; requests under way are answered."""
 
     class Tracked(HttpToolsProtocol):

@@ -34,7 +34,6 @@ CREATE TABLE IF NOT EXISTS journal (
 -- Fields that were created through the vendor's API.
 CREATE TABLE IF NOT EXISTS definition (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
-COLUMNS = "number, external_id, fields, deleted, created_at, updated_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +80,11 @@ class Store:
 
     def get(self, number: int) -> Row | None:
         """The record with this number, deleted or not."""
-        return next(self._rows(f"SELECT {COLUMNS} FROM record WHERE number = ?", (number,)), None)
+        return next(self._rows("SELECT * FROM record WHERE number = ?", (number,)), None)
 
     def find(self, field: str, value: str) -> Row | None:
         """The live record that has this value in a unique field."""
-        query = f"SELECT {COLUMNS} FROM unique_value JOIN record USING (number) WHERE field = ? AND value = ?"
+        query = "SELECT record.* FROM unique_value JOIN record USING (number) WHERE field = ? AND value = ?"
         return next(self._rows(query, (field, value)), None)
 
     def select(
@@ -94,7 +93,7 @@ class Store:
         """Records in the order of their creation, all or those with one of these external ids or numbers; live ones,
         and with `deleted` also deleted ones.
         """
-        query = f"SELECT {COLUMNS} FROM record WHERE deleted <= ?"
+        query = "SELECT * FROM record WHERE deleted <= ?"
         bound: list[Any] = [deleted]
         if external_ids is not None:
             query += " AND external_id IN (SELECT value FROM json_each(?))"
@@ -102,7 +101,7 @@ class Store:
         if numbers is not None:
             query += " AND number IN (SELECT value FROM json_each(?))"
             bound.append(orjson.dumps(numbers).decode())
-        return self._rows(f"{query} ORDER BY number", bound)
+        return self._rows(query + " ORDER BY number", bound)
 
     def create(
         self, external_id: str | None, fields: Mapping[str, Any], unique: Mapping[str, str], sent: Mapping[str, Any]
@@ -163,8 +162,10 @@ class Store:
 
     def latest(self, limit: int) -> list[Row]:
         """The records that changed last, newest first."""
-        query = f"SELECT {COLUMNS} FROM (SELECT number, max(seq) AS seq FROM (SELECT number, seq FROM journal"
-        query += " ORDER BY seq DESC LIMIT ?) GROUP BY number) JOIN record USING (number) ORDER BY seq DESC"
+        query = (
+            "SELECT record.* FROM (SELECT number, max(seq) AS seq FROM (SELECT number, seq FROM journal"
+            " ORDER BY seq DESC LIMIT ?) GROUP BY number) JOIN record USING (number) ORDER BY seq DESC"
+        )
         return list(self._rows(query, (limit,)))
 
     def journal(self, after: int, limit: int) -> list[dict[str, Any]]:
@@ -177,11 +178,16 @@ class Store:
         ]
 
     def dump(self, *, deleted: bool) -> Iterator[Row]:
-        """All records as of now, whatever changes while they are read; live ones last."""
+        """One record per external id as of now, whatever changes while they are read: the live one, else the last."""
         reader = sqlite3.connect(self._path, isolation_level=None)
         try:
-            query = f"SELECT {COLUMNS} FROM record WHERE deleted <= ? ORDER BY deleted DESC, number"
-            yield from map(_row, reader.execute(query, (deleted,)))
+            # SQLite takes the other columns from the row that holds the maximum.
+            query = (
+                "SELECT *, max((1 - deleted) << 40 | number) FROM record WHERE deleted <= ?"
+                " GROUP BY coalesce(external_id, number)"
+            )
+            for values in reader.execute(query, (deleted,)):
+                yield _row(values[:-1])
         finally:
             reader.close()
 

@@ -97,8 +97,9 @@ class Vendor(ABC):
     def crm_id(self, number: int) -> str:
         """The vendor's id of a record."""
 
+    @abstractmethod
     def expire_tokens(self) -> None:
-        """Called when the fault is switched on."""
+        """The fault of this name was switched on."""
 
     def answer(self, request: Request) -> Response:
         """Raises Refusal."""
