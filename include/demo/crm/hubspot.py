@@ -236,7 +236,7 @@ class HubSpot(Vendor):
     @staticmethod
     def _shown(row: Row, names: Iterable[str]) -> dict[str, Any]:
         values = row.fields | _system(row)
-        return _object(row, {name: values.get(name) for name in names})
+        return _object(row, {name: values[name] for name in names if name in values})
 
     def _list_properties(self, request: Request) -> Response:
         self._check_kind(request)
