@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help lint test lock check
+.PHONY: help up down status clean lint test lock check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,18 @@ $(STAMP): requirements.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+up: $(STAMP) ## starts everything on this machine and prints address and login
+	@$(BIN)/python -m demo.stack up
+
+down: $(STAMP) ## stops everything; the data stays
+	@$(BIN)/python -m demo.stack down
+
+status: $(STAMP) ## addresses as NAME=value, and the state of each process
+	@$(BIN)/python -m demo.stack status
+
+clean: $(STAMP) ## stops everything and removes its data
+	@$(BIN)/python -m demo.stack clean
 
 lint: $(STAMP) ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -45,16 +45,17 @@ def test_simple_salesforce(salesforce: Simulator) -> None:
     token = requests.post(f"{salesforce.url}/services/oauth2/token", data=login, timeout=5).json()["access_token"]
     client = Salesforce(instance_url=salesforce.url, session_id=token, version="62.0")
     client.base_url = f"{salesforce.url}/services/data/v62.0/"  # it insists on https otherwise
-    client.Lead.base_url = f"{salesforce.url}/services/data/v62.0/sobjects/Lead/"
+    leads = client.Lead
+    leads.base_url = f"{salesforce.url}/services/data/v62.0/sobjects/Lead/"
     lead = {"LastName": "Li", "Company": "X"}
-    assert client.Lead.upsert("Leadsync_Id__c/A:1", lead) in (200, 201)
+    assert leads.upsert("Leadsync_Id__c/A:1", lead) in (200, 201)
     record = {"attributes": {"type": "Lead"}, "Leadsync_Id__c": "A:2", **lead}
     results = client.restful(
         "composite/sobjects/Lead/Leadsync_Id__c", method="PATCH", json={"allOrNone": False, "records": [record]}
     )
     assert results[0]["created"] is True
     assert client.query("SELECT Id, LastName FROM Lead WHERE Leadsync_Id__c IN ('A:1', 'A:2')")["totalSize"] == 2
-    client.Lead.delete("Leadsync_Id__c/A:1")
+    leads.delete("Leadsync_Id__c/A:1")
     with pytest.raises(SalesforceResourceNotFound):
-        client.Lead.get("Leadsync_Id__c/A:1")
+        leads.get("Leadsync_Id__c/A:1")
     assert set(salesforce.records()) == {"A:2"}
