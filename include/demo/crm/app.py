@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response as HTTPResponse
 from starlette.responses import StreamingResponse
@@ -54,7 +55,8 @@ class App:
         response = await self._vendor_reply(HTTPRequest(scope, receive))
         if response is None:
             self._counters.by_status["dropped"] += 1
-            self._connections[scope["client"]].abort()
+            if connection := self._connections.get(scope["client"]):
+                connection.abort()
             while (await receive())["type"] != "http.disconnect":
                 pass
         else:
@@ -67,7 +69,10 @@ class App:
         self._counters.requests += 1
         if faults.active.down:
             return None
-        body = await http.body()
+        try:
+            body = await http.body()
+        except ClientDisconnect:
+            return None
         if faults.active.latency:
             await asyncio.sleep(faults.active.latency)
         if http.url.path != vendor.login_path:

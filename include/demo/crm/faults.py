@@ -98,7 +98,8 @@ class FaultBox:
 
     def document(self) -> dict[str, Any]:
         """What is on, as it could be sent back."""
-        return self.active.model_dump(exclude_none=True)
+        active = self.active.model_dump(exclude_none=True, exclude_unset=True)
+        return {name: value for name, value in active.items() if value is not False}
 
     def strikes(self, name: str) -> bool:
         """Whether the fault is due for this request; counts `next` down."""

@@ -166,7 +166,7 @@ class Salesforce(Vendor):
         sent = {name: FIELDS[name].value(value) for name, value in sent.items()}
         if why := self.faults.rejects(key):
             raise Problem("FIELD_CUSTOM_VALIDATION_EXCEPTION", why)
-        fields = {**({"Deleted__c": False} if found is None else found.fields), KEY: key, **sent}
+        fields = {**(found.fields if found else {}), KEY: key, **sent}
         fields = {name: value for name, value in fields.items() if value is not None}
         if missing := [name for name in REQUIRED if not fields.get(name, "").strip()]:
             raise Problem("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
@@ -278,7 +278,11 @@ class Salesforce(Vendor):
         )]  # fmt: skip
         if query.order:
             name, descending = query.order
-            found.sort(key=lambda row: ((value := _value(row, name)) is not None, value), reverse=descending)
+            # Records without a value come first; they can't be compared with the others.
+            found.sort(
+                key=lambda row: ((value := _value(row, name)) is not None, "" if value is None else value),
+                reverse=descending,
+            )
         return [row.number for row in found[: query.limit]]
 
     def _page(self, request: Request, cursor: str, numbers: list[int], query: Query, first: int) -> Response:
@@ -345,8 +349,8 @@ def _value(row: Row, name: str) -> Any:
     if name in SYSTEM:
         at = row.created_at if name == "CreatedDate" else row.updated_at
         full_name = " ".join(filter(None, (row.fields.get("FirstName"), row.fields.get("LastName"))))
-        return full_name if name == "Name" else at.replace("Z", "+0000")
-    return row.fields.get(name)
+        return full_name if name == "Name" else FIELDS[name].shown(at)
+    return FIELDS[name].shown(row.fields.get(name))
 
 
 def _shown(row: Row, names: Any, version: str) -> dict[str, Any]:

@@ -46,6 +46,12 @@ class Field:
             "precision": 18 if self.type == "double" else 0, "scale": 0, "picklistValues": [],
         }  # fmt: skip
 
+    def shown(self, value: Any) -> Any:
+        """A value that is kept, as replies have it: a datetime with `+0000`, and a checkbox is never empty."""
+        if self.type == "boolean":
+            return bool(value)
+        return value.replace("Z", "+0000") if self.type == "datetime" and value else value
+
     def value(self, value: Any) -> Any:
         """The value as Salesforce keeps it, None for none. Raises Problem."""
         if self.read_only:
@@ -99,7 +105,7 @@ class Field:
             raise self._mistyped(value) from None
         if moment.tzinfo is None:
             raise self._mistyped(value)
-        return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "+0000")
+        return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _boolean(self, value: Any) -> bool:
         if value in ("true", "false"):
