@@ -38,7 +38,7 @@ class Simulator:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._data = data_dir
-        self._log = data_dir / "log"
+        self.log = data_dir / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._http = requests.Session()
 
@@ -52,7 +52,7 @@ class Simulator:
     def start(self, *options: str) -> None:
         """Starts it (again) on its port and its data; `options` are those of the command line."""
         command = [sys.executable, "-m", "demo.crm", self.kind, "--port", str(self.port), "--data", str(self._data)]
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             environment = {**os.environ, **SECRETS, "PYTHONPATH": str(INCLUDE)}
             self._process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
         for _ in range(800):
@@ -64,7 +64,7 @@ class Simulator:
             except requests.ConnectionError:
                 time.sleep(0.025)
         self.kill()
-        raise RuntimeError(f"the {self.kind} simulator did not start:\n{self._log.read_text()}")
+        raise RuntimeError(f"the {self.kind} simulator did not start:\n{self.log.read_text()}")
 
     def stop(self) -> int | None:
         """Ends it in order (SIGTERM); returns its exit status, None when it was not running."""

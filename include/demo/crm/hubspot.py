@@ -36,7 +36,7 @@ class HubSpot(Vendor):
             ("POST", f"{OBJECTS}/batch/upsert", self._upsert),
             ("POST", f"{OBJECTS}/batch/read", self._read),
             ("POST", f"{OBJECTS}/batch/archive", self._archive),
-            ("GET", f"{OBJECTS}/(?P<id>[^/]+)", self._get),
+            ("GET", f"{OBJECTS}/(?!batch/)(?P<id>.+)", self._get),
             ("GET", DEFINITIONS, self._list_properties),
             ("POST", DEFINITIONS, self._create_property),
             ("GET", f"{DEFINITIONS}/(?P<name>[^/]+)", self._get_property),

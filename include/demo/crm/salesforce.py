@@ -254,6 +254,11 @@ class Salesforce(Vendor):
         for name in [*used, query.order[0]] if query.order else used:
             if name not in FIELDS:
                 raise Refusal(_error(400, "INVALID_FIELD", f"No such column '{name}' on entity 'Lead'."))
+        for condition in query.conditions:
+            field = FIELDS[condition.field]
+            if not all(value is None or field.matches(value) for value in condition.values):
+                message = f"value of filter criterion for field '{field.name}' must be of type {field.type}"
+                raise Refusal(_error(400, "INVALID_FIELD", message))
         numbers = self._matching(query, deleted=request.params["all"] == "queryAll")
         cursor = f"01g{secrets.token_hex(7)}"
         if len(numbers) > MAX_PAGE:
@@ -277,12 +282,11 @@ class Salesforce(Vendor):
             for condition in query.conditions
         )]  # fmt: skip
         if query.order:
+            # Records without a value come first: None can't be compared with the others.
             name, descending = query.order
-            # Records without a value come first; they can't be compared with the others.
-            found.sort(
-                key=lambda row: ((value := _value(row, name)) is not None, "" if value is None else value),
-                reverse=descending,
-            )
+            bare = [row for row in found if _value(row, name) is None]
+            rest = [row for row in found if _value(row, name) is not None]
+            found = [*bare, *sorted(rest, key=lambda row: _value(row, name))][:: -1 if descending else 1]
         return [row.number for row in found[: query.limit]]
 
     def _page(self, request: Request, cursor: str, numbers: list[int], query: Query, first: int) -> Response:

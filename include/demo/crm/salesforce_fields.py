@@ -46,6 +46,14 @@ class Field:
             "precision": 18 if self.type == "double" else 0, "scale": 0, "picklistValues": [],
         }  # fmt: skip
 
+    def matches(self, literal: Any) -> bool:
+        """Whether a literal of a query is of this field's type."""
+        if self.type == "boolean":
+            return isinstance(literal, bool)
+        if self.type == "double":
+            return isinstance(literal, int | float) and not isinstance(literal, bool)
+        return isinstance(literal, datetime if self.type == "datetime" else str)
+
     def shown(self, value: Any) -> Any:
         """A value that is kept, as replies have it: a datetime with `+0000`, and a checkbox is never empty."""
         if self.type == "boolean":
