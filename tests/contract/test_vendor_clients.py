@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +25,12 @@ KEY = "leadsync_external_id"
 
 @pytest.fixture
 def contacts(hubspot: Simulator) -> Any:
+    # Every look at an attribute of the client makes a new object with the vendor's address, so these are kept.
     api = HubSpot(access_token=hubspot.token).crm.contacts
-    for part in (api.batch_api, api.basic_api):
+    kept = SimpleNamespace(batch_api=api.batch_api, basic_api=api.basic_api)
+    for part in (kept.batch_api, kept.basic_api):
         part.api_client.configuration.host = hubspot.url
-    return api
+    return kept
 
 
 @pytest.fixture
