@@ -1,7 +1,8 @@
-"""Makes the DAG `<pipeline>_sync` of every file in include/pipelines."""
+"""Makes the DAG `<pipeline>_sync` of every file in include/pipelines, or in LEADSYNC_PIPELINES."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from leadsync import runtime
 from leadsync.config import Pipeline, load_pipelines
 from leadsync.crm import registry
 
-PIPELINES = Path(__file__).parents[1] / "include" / "pipelines"
+PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "include" / "pipelines")
 
 DOCUMENTATION = """
 Keeps **{destinations}** in step with the table `{table}`.
@@ -47,7 +48,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.extract(pipeline, get_current_context())
 
         @task
-        def snapshot(opened: dict[str, Any]) -> dict[str, Any]:
+        def snapshot(opened: dict[str, Any]) -> list[str]:
             return runtime.snapshot(pipeline, opened)
 
         @task(map_index_template="{{ label }}")
@@ -59,8 +60,8 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.commit_watermark(pipeline, opened)
 
         opened = extract()
-        loads = load.partial(opened=opened).expand(destination=opened["destinations"])
-        snapshot(opened) >> loads >> commit_watermark(opened)
+        loads = load.partial(opened=opened).expand(destination=snapshot(opened))
+        loads >> commit_watermark(opened)
 
     return sync()
 

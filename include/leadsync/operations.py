@@ -146,7 +146,7 @@ def _report_bound(state: Connection, pipeline: Pipeline, bound: Bound) -> None:
 
 def take_snapshot(
     state: Connection, store: LeadStore, snapshots: SnapshotStore, pipeline: Pipeline, sync_id: str, attempt_id: str
-) -> dict[str, int]:
+) -> None:
     """Streams the window's rows into Redis, under the pipeline's lock and a sequence taken in it."""
     operation = current(state, sync_id, attempt_id)
     try:
@@ -168,7 +168,6 @@ def take_snapshot(
         recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=sync_id)
         raise
     log.info("snapshot", sync_id=sync_id, **asdict(manifest))
-    return {"rows": manifest.rows, "chunks": manifest.chunks, "stored_bytes": manifest.stored_bytes}
 
 
 def load(

@@ -110,14 +110,14 @@ def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
             return {**common, "sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "kind": operation.kind}
 
 
-def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str, Any]:
-    """Keeps the window's rows in Redis; returns rows, chunks and bytes."""
+def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[str]:
+    """Keeps the window's rows in Redis; returns the destinations, over which `load` is mapped."""
+    destinations: list[str] = opened["destinations"]
     if opened["dry_run"]:
-        return {"dry_run": True}
+        return destinations
     with _clear_errors(), _database(STATE) as state, _store(pipeline) as store, _snapshots(pipeline) as snapshots:
-        return dict(
-            operations.take_snapshot(state, store, snapshots, pipeline, opened["sync_id"], opened["attempt_id"])
-        )
+        operations.take_snapshot(state, store, snapshots, pipeline, opened["sync_id"], opened["attempt_id"])
+        return destinations
 
 
 def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, context: Any) -> dict[str, Any]:

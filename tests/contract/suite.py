@@ -164,13 +164,16 @@ class AdapterSuite:
             with pytest.raises(AccessError, match=named):
                 wrong.check()
 
-    @pytest.mark.parametrize("retry_after", [None, 0.1])
+    @pytest.mark.parametrize("retry_after", [None, 3])
     def test_short_throttling_is_waited_out(
         self, adapter: CRMAdapter, crm: Simulator, retry_after: float | None
     ) -> None:
+        slept: list[float] = []
+        adapter.http.sleep = slept.append
         adapter.check()
-        crm.faults(too_many={"next": 1, "retry_after": retry_after})
+        crm.faults(too_many={"next": 2, "retry_after": retry_after})
         assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.CREATED]
+        assert slept == ([1, 4] if retry_after is None else [retry_after, retry_after])
 
     def test_long_throttling_is_handed_back(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.check()
@@ -213,6 +216,40 @@ class AdapterSuite:
         with pytest.raises(FenceLost):
             adapter.deliver([self.lead(1)])
         assert crm.get("stats")["by_status"] == {}
+
+    def test_before_every_request_it_asks_whether_it_may(self, adapter: CRMAdapter, crm: Simulator) -> None:
+        asked: list[None] = []
+        adapter.before_request = lambda: asked.append(None)
+        adapter.deliver(self.leads(adapter.max_batch + 1))
+        adapter.deliver(self.leads(2), delete=True)
+        adapter.fetch(["ASDAD:5"])
+        assert len(asked) == sum(crm.get("stats")["by_status"].values()) >= 4
+
+    def test_a_fence_lost_on_the_way_stops_the_rest(self, adapter: CRMAdapter, crm: Simulator) -> None:
+        adapter.check()
+        before = sum(crm.get("stats")["by_status"].values())
+        allowed = iter([True, True])
+
+        def ask() -> None:
+            if not next(allowed, False):
+                raise FenceLost("lost")
+
+        adapter.before_request = ask
+        with pytest.raises(FenceLost):
+            adapter.deliver(self.leads(adapter.max_batch * 3))
+        assert sum(crm.get("stats")["by_status"].values()) - before == 2
+        assert len(crm.records()) == adapter.max_batch * 2
+
+    def test_a_stale_id_of_the_crm_does_no_harm(self, adapter: CRMAdapter, crm: Simulator) -> None:
+        (old,) = adapter.deliver([self.lead(1)])
+        (other,) = adapter.deliver([self.lead(2)])
+        adapter.deliver([self.lead(1)], delete=True)
+        adapter.deliver([self.lead(1)])
+        for stale in (old.crm_id, other.crm_id, "nonsense"):
+            adapter.deliver([self.lead(1)])
+            gone = adapter.deliver([replace(self.lead(1), crm_id=stale)], delete=True)
+            assert self.statuses(gone) == [Status.DELETED]
+            assert set(crm.records()) == {"ASDAD:2"}
 
     def test_many_threads_make_no_doubles(self, adapter: CRMAdapter, crm: Simulator) -> None:
         parts = [self.leads(320)[first : first + 20] for first in range(0, 320, 20)]

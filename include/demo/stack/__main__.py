@@ -12,6 +12,7 @@ from demo.stack.layout import Layout
 from demo.stack.stack import PROGRAMS, Stack, StackError
 
 ROOT = Path(__file__).parents[3]
+PIPELINES = ROOT / "include" / "pipelines"
 
 
 def main() -> int:
@@ -22,9 +23,9 @@ def main() -> int:
     state = ROOT / ".local"
     known = (state / "stack.json").exists()
     port = int(os.environ.get("LEADSYNC_PORT") or 8080)
-    stack = Stack(Layout.load(state) if known else Layout(ROOT, state, port, ROOT / "dags"))
+    stack = Stack(Layout.load(state) if known else Layout(ROOT, state, port, PIPELINES))
     if arguments.command == "up" and known and not stack.running():
-        stack = Stack(Layout(ROOT, state, port if "LEADSYNC_PORT" in os.environ else stack.layout.port, ROOT / "dags"))
+        stack = Stack(Layout(ROOT, state, port if "LEADSYNC_PORT" in os.environ else stack.layout.port, PIPELINES))
     if arguments.command == "status":
         return _status(stack, known)
     try:
@@ -48,6 +49,7 @@ def _up(stack: Stack) -> None:
     else:
         print("starting Leadsync")
         stack.up()
+        stack.run_now()
     layout = stack.layout
     print(
         f"""

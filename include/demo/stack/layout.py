@@ -32,24 +32,24 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LEADSYNC_DEMO_RATE", 
 
 @dataclass(frozen=True)
 class Layout:
-    """One stack's places; `dags` is the folder that Airflow reads."""
+    """One stack's places; `pipelines` is the folder of the pipeline files."""
 
     root: Path
     state: Path
     port: int
-    dags: Path
+    pipelines: Path
 
     @classmethod
     def load(cls, state: Path) -> Layout:
         """That of a stack that was started before."""
         data = json.loads((state / "stack.json").read_text())
-        return cls(Path(data["root"]), state, data["port"], Path(data["dags"]))
+        return cls(Path(data["root"]), state, data["port"], Path(data["pipelines"]))
 
     def save(self) -> None:
         """Remembers it, so that `down` and `status` need no parameters; makes folder and secrets."""
         self.state.mkdir(parents=True, exist_ok=True)
         self.state.chmod(0o711)
-        data = {"root": str(self.root), "port": self.port, "dags": str(self.dags)}
+        data = {"root": str(self.root), "port": self.port, "pipelines": str(self.pipelines)}
         (self.state / "stack.json").write_text(json.dumps(data))
         _private(self.state / "airflow-passwords.json", json.dumps(self.logins))
         _private(self.state / "valkey.conf", f"requirepass {self.secret('redis')}\n")
@@ -150,7 +150,7 @@ class Layout:
         hive = self.dsn("leadsync_reader", "hive").replace("postgresql://", "postgres://")
         own = self.dsn("leadsync", "leadsync").replace("postgresql://", "postgres://")
         settings = {
-            "CORE__DAGS_FOLDER": str(self.dags),
+            "CORE__DAGS_FOLDER": str(self.root / "dags"),
             "CORE__PLUGINS_FOLDER": str(self.root / "plugins"),
             "CORE__EXECUTOR": "LocalExecutor",
             "CORE__LOAD_EXAMPLES": "False",
@@ -191,6 +191,7 @@ class Layout:
                 }
             ),
             "LEADSYNC_DB_DSN": self.dsn("leadsync", "leadsync"),
+            "LEADSYNC_PIPELINES": str(self.pipelines),
             "LEADSYNC_ENCRYPTION_KEY": base64.b64encode(base64.urlsafe_b64decode(self.secret("encryption"))).decode(),
         }
 

@@ -55,7 +55,7 @@ class Stack:
     def up(self) -> None:
         """Starts everything and waits until it is healthy; what is there already goes on."""
         end(left_behind(self.layout.state), patience=10)
-        self._check_ports()
+        self.check_ports()
         self.layout.save()
         folder = postgres.home(self.layout.state / "postgres")
         postgres.initialise(folder, postgres.install(folder), self.layout.secret("postgres-postgres"))
@@ -79,6 +79,10 @@ class Stack:
             self._step(title, name, partial(self._answers, self.layout.url(name) + path))
         self._step("Airflow", "api-server", self._airflow_ready)
         self._step("DAG leads_sync", "dag-processor", self._dag_ready)
+
+    def run_now(self) -> None:
+        """Triggers a run, so that the first leads arrive at once and not at the next full minute."""
+        self.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None})
 
     def down(self) -> bool:
         """Stops everything; False when nothing was running."""
@@ -126,7 +130,8 @@ class Stack:
 
     # Steps ----------------------------------------------------------------------------------------------------
 
-    def _check_ports(self) -> None:
+    def check_ports(self) -> None:
+        """Raises StackError that names the first port that is taken."""
         for name in OFFSETS:
             port = self.layout.port_of(name)
             with socket.socket() as probe:

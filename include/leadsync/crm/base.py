@@ -1,33 +1,34 @@
-"""What a CRM adapter is. A new CRM is one module beside this one, and one test: see docs/adding-a-crm.md."""
+"""What an adapter is. A CRM is one file beside this one, with one subclass of `CRMAdapter`; `registry` finds it."""
 
 from __future__ import annotations
 
-import math
+import html
+import json
 import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar, TypeVar, final
+from urllib.parse import urlsplit
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leadsync.config import Destination
-from leadsync.crm.http import HTTPClient, Reply, RequestFailed
-from leadsync.errors import AccessError, QuotaExceeded
+from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed, StaticToken
+from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
 from leadsync.models import Lead, Outcome, Record, Status
 
-# Burst throttling up to so many seconds is waited out; a longer one goes back to the retry queue.
-LONGEST_WAIT = 10.0
-TRIES = 3
-TRANSIENT_STATUS = {408, 423, 425, 429, 500, 502, 503, 504}
-EXCERPT = 200
+T = TypeVar("T")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of objects and fields: safe in an address and in a query
+EXCERPT = 200  # characters of a reply that makes no sense that are kept
+PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and runs of digits
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What the Airflow connection says: address without trailing slash, credentials, extra settings."""
+    """What the Airflow connection of a destination says. `url` is the base address without a trailing slash."""
 
     url: str
     login: str = ""
@@ -36,172 +37,203 @@ class Endpoint:
 
 
 class Settings(BaseModel):
-    """`settings` of a destination that every adapter knows."""
+    """The settings that every adapter knows; an adapter's own come in a subclass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    connect_timeout: float = Field(5.0, gt=0, description="seconds")
-    read_timeout: float = Field(30.0, gt=0, description="seconds without a byte of the reply")
-    requests_per_second: float | None = Field(None, gt=0, description="of one load; as the vendor publishes if empty")
+    connect_timeout: float = Field(5, gt=0, le=60, description="seconds to wait for a connection")
+    read_timeout: float = Field(30, gt=0, le=600, description="seconds to wait for an answer")
+    requests_per_second: float | None = Field(None, gt=0, description="instead of the vendor's limit")
 
 
-class BatchRefused(Exception):
-    """The CRM refused a batch as a whole because of some lead in it: `deliver` halves it until that stands alone."""
+class BatchRefused(FailNow):
+    """The CRM refused a batch as a whole because of data in it: `deliver` halves it until the bad lead stands alone."""
 
-    def __init__(self, code: str, where: str | None = None, message: str | None = None) -> None:
-        super().__init__(code)
+    def __init__(self, code: str, *, field: str | None = None, message: str | None = None) -> None:
+        super().__init__(f"the CRM refused the request ({code})")
         self.code = code
-        self.where = where
+        self.field = field
         self.message = message
 
 
 class CRMAdapter(ABC):
-    """One destination's CRM. Thread-safe: several batches are under way at once."""
+    """One kind of CRM, made for one destination. Thread-safe.
 
-    name: ClassVar[str]
+    `upsert` and `delete` take one batch of different leads and return at most one outcome per lead, for every lead that
+    the reply speaks of; they raise BatchRefused and RequestFailed. Use `deliver`, which makes them whole.
+    """
+
+    name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
+    label: ClassVar[str]  # the vendor's name
     max_batch: ClassVar[int]
-    requests_per_second: ClassVar[float] = math.inf
+    requests_per_second: ClassVar[float]
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
+    before_request: Callable[[], None]  # asked before every request; raises when nothing more may be sent
 
-    def __init__(self, destination: Destination, endpoint: Endpoint) -> None:
+    def __init__(
+        self, destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+    ) -> None:
+        """Raises ConfigError when the settings or the address are wrong. Connects to nothing."""
+        settings = validated_settings(type(self), destination)
+        address = urlsplit(endpoint.url)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
+            raise ConfigError(f"connection {destination.conn_id}: the address must look like https://host")
         self.destination = destination
         self.endpoint = endpoint
-        self.settings = self.settings_model.model_validate(destination.settings)
-        # Asked before every request; raises when nothing more may be sent.
-        self.before_request: Callable[[], None] = lambda: None
-        self._client = HTTPClient(
-            connections=destination.in_flight,
-            connect_timeout=self.settings.connect_timeout,
-            read_timeout=self.settings.read_timeout,
-            per_second=self.settings.requests_per_second or self.requests_per_second,
+        self.settings: Any = settings
+        self.before_request = before_request
+        self.who = f"{self.label} (connection {destination.conn_id})"
+        self.http = HTTPClient(
+            self.who,
+            requests_per_second=settings.requests_per_second or self.requests_per_second,
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            before_request=lambda: self.before_request(),
+            explain=self.explain,
         )
-
-    # What each CRM does its own way ----------------------------------------------------------------------------
-
-    @abstractmethod
-    def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        """Creates or updates at most `max_batch` leads by external id; an outcome for each, in any order."""
-
-    @abstractmethod
-    def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
-        """Deletes (or archives) at most `max_batch` leads; one that is not there is DELETED too."""
-
-    @abstractmethod
-    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        """The live records with these external ids."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raises AccessError, with the remedy, when credentials, object or a mapped field are not right."""
-
-    @abstractmethod
-    def authorization(self, refused: str | None = None) -> str | None:
-        """The Authorization header; another one than `refused`, which got a 401, or None where there is none."""
-
-    def base_url(self) -> str:
-        """Where the API is."""
-        return self.endpoint.url
-
-    def spent_quota(self, reply: Reply) -> QuotaExceeded | None:
-        """The error to raise when this reply says that a daily quota is spent."""
-        return None
-
-    # What all do the same way ----------------------------------------------------------------------------------
+        self.credentials = self.make_credentials()
 
     @property
     def longest_request(self) -> float:
-        """Seconds that one request may at most be under way."""
-        return self._client.longest_request
+        """Seconds that one request may be under way at most; see `HTTPClient.longest_request`."""
+        return self.http.longest_request
+
+    @abstractmethod
+    def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
+        """Creates or updates the records of at most `max_batch` leads by external id, in one request or a few."""
+
+    @abstractmethod
+    def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
+        """Deletes the records of at most `max_batch` leads; one that is not there counts as deleted."""
+
+    @abstractmethod
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
+        """The records by external id, with the destination's fields; what is not there is missing. Any number of ids.
+
+        Raises Unavailable, AccessError and QuotaExceeded.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises AccessError when credentials, object or fields are not as the destination needs them."""
+
+    def explain(self, reply: Reply) -> LeadsyncError | None:
+        """What an error reply means where the vendor differs from HTTP's general rules."""
+        return self.missing("404", self.destination.object) if reply.status == 404 else None
+
+    def make_credentials(self) -> Credentials:
+        """By default the connection's password is a token."""
+        return StaticToken(self.who, Access(self.endpoint.url, self.endpoint.password))
 
     def close(self) -> None:
-        """Gives the connections back."""
-        self._client.close()
+        self.http.close()
 
     @final
     def deliver(self, leads: Sequence[Lead], *, delete: bool = False) -> list[Outcome]:
-        """One outcome per lead, in order; each external id at most once.
+        """Exactly one outcome per lead, in the order of the leads.
 
-        Raises AccessError, QuotaExceeded, or what `before_request` raises. All else is an outcome.
+        Raises AccessError, QuotaExceeded and FenceLost; what earlier batches did is then not told, and sending
+        it again does no harm. Raises ValueError when a lead is there twice.
         """
-        places = {lead.external_id: place for place, lead in enumerate(leads)}
-        if len(places) != len(leads):
-            raise ValueError("one external id twice in one delivery")
-        found: dict[str, Outcome] = {}
-        for first in range(0, len(leads), self.max_batch):
-            for outcome in self._batch(leads[first : first + self.max_batch], delete):
-                found[outcome.external_id] = outcome
-        missing = Outcome("", Status.TRANSIENT, code="missing_from_reply")
-        return [found.get(lead.external_id) or replace(missing, external_id=lead.external_id) for lead in leads]
-
-    def _batch(self, leads: Sequence[Lead], delete: bool) -> list[Outcome]:
-        try:
-            return self.delete(leads) if delete else self.upsert(leads)
-        except BatchRefused as refusal:
-            if len(leads) > 1:
-                middle = len(leads) // 2
-                return self._batch(leads[:middle], delete) + self._batch(leads[middle:], delete)
-            why = Outcome(leads[0].external_id, Status.REJECTED, None, refusal.code, refusal.where, refusal.message)
-            return [why]
-        except RequestFailed as failure:
-            message = masked(failure.excerpt, leads) if failure.excerpt is not None else None
-            return [
-                Outcome(
-                    lead.external_id,
-                    Status.TRANSIENT,
-                    code=failure.code,
-                    message=message,
-                    sent=failure.sent,
-                    retry_after=failure.retry_after,
-                )
-                for lead in leads
-            ]
+        ids = [lead.external_id for lead in leads]
+        if len(set(ids)) != len(ids):
+            raise ValueError("the same external id is there twice")
+        outcomes: dict[str, Outcome] = {}
+        for batch in batches(leads, self.max_batch):
+            outcomes |= self.attempt(self.delete if delete else self.upsert, batch)
+        return [outcomes[external_id] for external_id in ids]
 
     @final
-    def call(self, method: str, path: str, body: Any = None, params: Mapping[str, str] | None = None) -> Reply:
-        """One API call with credentials. A 401 is answered by one new login; short throttling is waited out (what
-        was throttled was not processed). Raises AccessError, QuotaExceeded, RequestFailed; other statuses return.
-        """
-        data = None if body is None else orjson.dumps(body)
-        renewed, tries = False, 0
-        authorization = self.authorization()
-        while True:
-            self.before_request()
-            headers = {"Accept": "application/json", "Authorization": authorization or ""}
-            if data is not None:
-                headers["Content-Type"] = "application/json"
-            reply = self._client.request(method, self.base_url() + path, headers=headers, params=params, body=data)
-            if reply.status == 401:
-                authorization = None if renewed else self.authorization(refused=authorization)
-                if authorization is None:
-                    raise AccessError(f"{self.destination.name}: the CRM refuses the credentials of {self.hint}")
-                renewed = True
-                continue
-            spent = self.spent_quota(reply)
-            if spent is not None:
-                raise spent
-            if reply.status == 429 and tries + 1 < TRIES:
-                pause = reply.retry_after if reply.retry_after is not None else 0.5 * 2**tries
-                if pause <= LONGEST_WAIT:
-                    time.sleep(pause)
-                    tries += 1
-                    continue
-            if reply.status in TRANSIENT_STATUS or reply.status > 504:
-                raise RequestFailed(str(reply.status), retry_after=reply.retry_after)
-            if reply.status == 403:
-                raise AccessError(f"{self.destination.name}: the CRM forbids this to the user of {self.hint}")
-            return reply
+    def attempt(self, act: Callable[[Sequence[Lead]], list[Outcome]], batch: Sequence[Lead]) -> dict[str, Outcome]:
+        """Exactly one outcome per lead of one batch, by external id."""
+        try:
+            told = act(batch)
+        except BatchRefused as refused:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return self.attempt(act, batch[:middle]) | self.attempt(act, batch[middle:])
+            told = [
+                Outcome(lead.external_id, Status.REJECTED, None, refused.code, refused.field, refused.message)
+                for lead in batch
+            ]
+        except RequestFailed as failed:
+            words = None if failed.reply is None else excerpt(failed.reply, batch)
+            told = [
+                Outcome(
+                    lead.external_id, Status.TRANSIENT, None, failed.code, None, words, failed.sent, failed.retry_after
+                )
+                for lead in batch
+            ]
+        outcomes: dict[str, Outcome] = {}
+        for outcome in told:
+            if outcome.external_id in outcomes:  # a reply that contradicts itself
+                outcome = Outcome(outcome.external_id, Status.TRANSIENT, code="malformed_reply")
+            outcomes[outcome.external_id] = outcome
+        missing = "missing_from_reply"
+        return {
+            lead.external_id: outcomes.get(lead.external_id)
+            or Outcome(lead.external_id, Status.TRANSIENT, code=missing)
+            for lead in batch
+        }
 
-    @property
-    def hint(self) -> str:
-        """Where a person mends the credentials."""
-        return f"connection {self.destination.conn_id}"
+    def named(self, words: str) -> str | None:
+        """The first of the destination's fields, its external id field or object that a CRM's message names."""
+        target = self.destination
+        names = [target.external_id_field, *target.fields, target.on_delete.field, target.object]
+        found = [name for name in names if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", words)]
+        return max(found, key=len, default=None)
+
+    def missing(self, code: str, name: str | None) -> AccessError:
+        """The error for an object or a field that the CRM does not know."""
+        what = f"{name!r}" if name else "a field or the object"
+        return AccessError(
+            f"{self.who} does not know or open {what} of {self.destination.object!r} ({code}): create it there, "
+            f"give the account the right to it, or correct destination {self.destination.name!r}"
+        )
 
 
-def masked(text: str, leads: Sequence[Lead]) -> str:
-    """The beginning of a reply without what may be personal: values of these leads, e-mail addresses, numbers."""
-    values = {str(value) for lead in leads for value in lead.fields.values() if value is not None}
-    for value in sorted((value for value in values if len(value) >= 3), key=len, reverse=True):
-        text = text.replace(value, "•••")
-    text = re.sub(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", "•••", text)
-    return re.sub(r"\d[\d ()/-]{2,}\d", "•••", text)[:EXCERPT]
+def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> Settings:
+    """The destination's settings as the adapter's model. Raises ConfigError that names each wrong one."""
+    try:
+        return adapter.settings_model.model_validate(destination.settings)
+    except ValidationError as error:
+        lines = [
+            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+            f"{adapter.label} has: {', '.join(adapter.settings_model.model_fields)}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`, in order."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def excerpt(text: str, leads: Sequence[Lead]) -> str:
+    """The beginning of a reply with addresses, long numbers and whatever the leads hold blotted out."""
+    values = {v for lead in leads for v in lead.fields.values() if isinstance(v, str) and len(v) >= 3}
+    spellings = {
+        spelling
+        for value in values
+        for spelling in (
+            value,
+            html.escape(value),
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+        )
+    }
+    # Longest first, for a value may contain another; not letter for letter, for CRMs lower e-mail addresses.
+    secret = re.compile("|".join([*map(re.escape, sorted(spellings, key=len, reverse=True)), PRIVATE]), re.IGNORECASE)
+    kept, end = "", 0
+    for match in secret.finditer(text):
+        kept += text[end : match.start()] + "•••"
+        end = match.end()
+        if len(kept) >= EXCERPT:
+            break
+    else:
+        kept += text[end:]
+    return kept[:EXCERPT]

@@ -1,152 +1,327 @@
-"""The HTTP client that all adapters share: pooled, paced, bounded in time, never repeating by itself."""
+"""How adapters talk: one HTTP client with time-outs, pacing and a login, whose failures are named by their reaction.
+
+Nothing that can change a record is repeated here except what was surely not processed (429, 401): a repeat after a lost
+reply is the load's business. No text made here holds an address, a header or a body.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http.cookiejar import DefaultCookiePolicy
+from ssl import SSLCertVerificationError
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from pydantic import TypeAdapter, ValidationError
 
-CHUNK_BYTES = 1 << 16
+from leadsync.errors import AccessError, LeadsyncError, Unavailable
+
+if TYPE_CHECKING:
+    import requests
+
+T = TypeVar("T")
+
+TRIES = 3  # of a request that was throttled
+FIRST_WAIT = 1.0  # seconds, where the CRM does not say how long; the second wait is four times that
+LONGEST_WAIT = 10.0  # seconds; longer throttling is the load's to wait out
+LARGEST_REPLY = 64 * 1024 * 1024  # bytes
+MOST_CONNECTIONS = 64  # the most `in_flight` that a pipeline file may ask for
+# The adapter reads these; what is not here, and no success, has one meaning for every CRM.
+ADAPTER_JUDGES = frozenset({400, 409, 413, 422})
+PASSING = frozenset({408, 423, 425, 429})
 
 
-class RequestFailed(Exception):
-    """One request failed in passing, whatever was in it. The text holds no URL, header or body.
+class RequestFailed(Unavailable):
+    """One request failed as a whole, in passing.
 
-    `code` is the HTTP status, `timeout`, `connection` or `malformed_reply`; `sent` is False when no byte can have
-    reached the server; `excerpt` is the beginning of a reply that makes no sense, unmasked.
+    `code` is the HTTP status, `timeout`, `connection` or `malformed_reply`; `sent` is False when the CRM can't have
+    seen the request; `reply` is the text that made no sense: it may quote leads, so mask it before it is kept.
     """
 
     def __init__(
-        self, code: str, *, sent: bool = True, retry_after: float | None = None, excerpt: str | None = None
+        self, message: str, code: str, *, retry_after: float | None = None, sent: bool = True, reply: str | None = None
     ) -> None:
-        super().__init__(f"request failed: {code}")
+        super().__init__(message, retry_after)
         self.code = code
         self.sent = sent
-        self.retry_after = retry_after
-        self.excerpt = excerpt
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP reply, read in full."""
+    """What the CRM answered. `headers` are case-insensitive."""
 
     status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    def json(self) -> Any:
-        """The body decoded. Raises RequestFailed (`malformed_reply`) when it is not JSON."""
-        try:
-            return orjson.loads(self.content)
-        except orjson.JSONDecodeError:
-            raise self.nonsense() from None
-
-    def nonsense(self) -> RequestFailed:
-        """The error for a reply that is not what the API promises."""
-        return RequestFailed("malformed_reply", excerpt=self.content[:1000].decode("utf-8", "replace"))
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the server asks to wait, from either form of Retry-After."""
-        value = self.headers.get("Retry-After")
-        if not value:
-            return None
+        """Seconds that the CRM asks for, None where it does not."""
+        value = self.headers.get("Retry-After", "").strip()
+        if value.isascii() and value.isdigit():
+            return float(value)
         try:
-            return max(0.0, float(value))
-        except ValueError:
-            pass
-        try:
-            moment = parsedate_to_datetime(value)
-        except ValueError:
+            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):  # TypeError: a date without a zone
             return None
-        return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+    def parse(self, shape: TypeAdapter[T]) -> T:
+        """The body as the API's documentation describes it. Raises RequestFailed when it is something else."""
+        try:
+            return shape.validate_json(self.body)
+        except ValidationError:
+            raise self.malformed() from None
+
+    def malformed(self) -> RequestFailed:
+        """The failure to raise for a reply that makes no sense."""
+        text = self.body.decode("utf-8", "replace")
+        return RequestFailed("the CRM's reply makes no sense", "malformed_reply", reply=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where to send requests, and the bearer token that opens the door."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+class Credentials(Protocol):
+    def access(self) -> Access:
+        """Logs in where that is needed and not done yet."""
+
+    def renew(self, refused: Access) -> Access:
+        """Logs in again, unless another thread did since. Raises AccessError where there is no login."""
+
+
+class StaticToken:
+    """A token that does not expire and can't be renewed."""
+
+    def __init__(self, who: str, access: Access) -> None:
+        self._who = who
+        self._access = access
+
+    def access(self) -> Access:
+        return self._access
+
+    def renew(self, refused: Access) -> Access:
+        raise AccessError(f"{self._who} refuses the token (401): put a valid one into the connection's password")
 
 
 class Pacer:
-    """Lets so many requests a second through, of all threads together, and one second's worth at once."""
+    """Spaces requests evenly, so that no window of the vendor's sees more than its limit; shared by all threads."""
 
-    def __init__(self, per_second: float) -> None:
-        self._interval = 1.0 / per_second
+    def __init__(
+        self, rate: float, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._interval = 1 / rate
+        self._clock = clock
+        self._sleep = sleep
         self._lock = threading.Lock()
-        self._next = time.monotonic()
+        self._next = clock()
 
     def wait(self) -> None:
-        """Sleeps until it is this caller's turn."""
+        """Returns when one more request may be sent."""
         with self._lock:
-            now = time.monotonic()
-            self._next = max(self._next, now - 1.0) + self._interval
-            delay = self._next - now
-        if delay > 0:
-            time.sleep(delay)
+            now = self._clock()
+            slot = max(self._next, now)
+            self._next = slot + self._interval
+        if slot > now:
+            self._sleep(slot - now)
 
 
 class HTTPClient:
-    """A pool of connections to one CRM; thread-safe."""
+    """One per adapter, used by all its threads.
 
-    def __init__(self, connections: int, connect_timeout: float, read_timeout: float, per_second: float) -> None:
-        self._session = requests.Session()
-        self._session.trust_env = False  # no credentials from a .netrc, no proxy that nobody configured here
-        transport = HTTPAdapter(pool_connections=2, pool_maxsize=connections, max_retries=0)
-        for scheme in ("https://", "http://"):
-            self._session.mount(scheme, transport)
+    `before_request` is asked last before every request leaves, logins and repeats included. `explain` turns a
+    vendor's error reply into what to raise, or None for the general rules. `sleep` waits out short throttling.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        *,
+        requests_per_second: float,
+        connect_timeout: float,
+        read_timeout: float,
+        before_request: Callable[[], None],
+        explain: Callable[[Reply], LeadsyncError | None],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._who = who
         self._timeouts = (connect_timeout, read_timeout)
-        self._pacer = Pacer(per_second)
+        self._pacer = Pacer(requests_per_second)
+        self._before_request = before_request
+        self._explain = explain
+        self.sleep = sleep
+        self._session = _session()
 
     @property
     def longest_request(self) -> float:
-        """Seconds that one request may at most be under way: connecting, waiting for the reply, reading it."""
+        """Seconds from `before_request` to the end of the request, at most.
+
+        Connecting to two addresses (IPv6 and IPv4) and sending take a connect time-out each. The answer is read with
+        a deadline that is looked at between two reads, so one more time-out may pass. Not bounded: looking up the
+        name, and headers that dribble in; by then the CRM has had the whole request.
+        """
         connect, read = self._timeouts
-        return connect + 2 * read
+        return 3 * connect + 2 * read
 
     def request(
         self,
         method: str,
+        path: str,
+        credentials: Credentials,
+        *,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """The reply when it is a success or something that the adapter judges (`ADAPTER_JUDGES`).
+
+        Raises RequestFailed for what may pass, AccessError, and what `explain` and `before_request` raise.
+        """
+        body = None if json is None else orjson.dumps(json)
+        refused, tries = None, 0
+        while True:
+            try:
+                access = credentials.renew(refused) if refused else credentials.access()
+            except RequestFailed as failure:
+                failure.sent = False  # it was the login that failed
+                raise
+            reply = self.send(method, access.url + path, token=access.token, body=body, params=params)
+            if reply.status == 401 and refused is None:
+                refused = access
+                continue
+            error = self._error(reply)
+            if error is None:
+                return reply
+            tries += 1
+            # What was throttled was not processed, so it may be sent again.
+            wait = FIRST_WAIT * 4 ** (tries - 1) if reply.retry_after is None else reply.retry_after
+            throttled = reply.status == 429 and isinstance(error, RequestFailed)
+            if not throttled or wait > LONGEST_WAIT or tries == TRIES:
+                raise error
+            self.sleep(wait)
+
+    def send(
+        self,
+        method: str,
         url: str,
         *,
-        headers: Mapping[str, str],
-        params: Mapping[str, str] | None = None,
+        token: str | None = None,
         body: bytes | None = None,
+        form: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Sends one request, once. Raises RequestFailed when there is no reply; any status is a reply."""
+        """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
+        from requests.exceptions import RequestException
+        from urllib3.exceptions import HTTPError
+
+        headers = {"Accept": "application/json", "User-Agent": "leadsync"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         self._pacer.wait()
-        connect, read = self._timeouts
-        deadline = time.monotonic() + connect + read
+        self._before_request()
+        deadline = time.monotonic() + self.longest_request - self._timeouts[1]
         try:
             with self._session.request(
-                method,
-                url,
-                headers=dict(headers),
-                params=params,
-                data=body,
-                timeout=self._timeouts,
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                parts = []
-                for part in response.iter_content(CHUNK_BYTES):
-                    parts.append(part)
-                    if time.monotonic() > deadline:
-                        raise RequestFailed("timeout")
-                return Reply(response.status_code, response.headers, b"".join(parts))
-        except requests.ConnectionError as error:
-            reason = getattr(error.args[0] if error.args else None, "reason", None)
-            raise RequestFailed(
-                "connection", sent=not isinstance(reason, NewConnectionError | ConnectTimeoutError)
-            ) from None
-        except requests.Timeout:
-            raise RequestFailed("timeout") from None
-        except requests.RequestException:
-            raise RequestFailed("connection") from None
+                method, url, params=params, data=body if form is None else form, headers=headers,
+                auth=_Bearer(token), timeout=self._timeouts, allow_redirects=False, stream=True,
+            ) as response:  # fmt: skip
+                return Reply(response.status_code, response.headers, self._read(response, deadline))
+        except (RequestException, HTTPError) as error:
+            raise self._no_reply(error) from None
 
     def close(self) -> None:
-        """Closes the pool."""
         self._session.close()
+
+    def _read(self, response: requests.Response, deadline: float) -> bytes:
+        body = bytearray()
+        while chunk := response.raw.read1(65536, decode_content=True):
+            body += chunk
+            if time.monotonic() > deadline:
+                raise RequestFailed(f"{self._who} did not answer in time", "timeout")
+            if len(body) > LARGEST_REPLY:
+                raise RequestFailed(f"{self._who} answered with more than any API should", "malformed_reply")
+        return bytes(body)
+
+    def _error(self, reply: Reply) -> LeadsyncError | None:
+        status = reply.status
+        if 200 <= status < 300:
+            return None
+        explained = self._explain(reply) if status >= 400 else None
+        if explained is not None or status in ADAPTER_JUDGES:
+            return explained
+        if status in PASSING or status >= 500:
+            return RequestFailed(f"{self._who} answered {status}", str(status), retry_after=reply.retry_after)
+        if status == 401:
+            return AccessError(f"{self._who} refuses the credentials (401): correct them in the connection")
+        if status == 403:
+            return AccessError(f"{self._who} denies access (403): give the account the rights to read and write there")
+        return AccessError(
+            f"{self._who} has nothing at this address ({status}): check the connection's address, the destination's "
+            "object and the API version"
+        )
+
+    def _no_reply(self, error: Exception) -> LeadsyncError:
+        from requests.exceptions import Timeout
+        from urllib3.exceptions import ConnectTimeoutError, DecodeError, NewConnectionError
+        from urllib3.exceptions import TimeoutError as ReadTimeout
+
+        causes = list(_causes(error))
+
+        def has(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(cause, kinds) for cause in causes)
+
+        if has(SSLCertVerificationError):
+            return AccessError(f"{self._who}: its TLS certificate can't be verified; nothing was sent")
+        if has(DecodeError):
+            return RequestFailed(f"{self._who} answered in a broken encoding", "malformed_reply")
+        timed_out = has(Timeout, ReadTimeout, TimeoutError)
+        unsent = has(ConnectTimeoutError, NewConnectionError)  # NewConnectionError: refused, or no such name
+        if timed_out and not has(NewConnectionError):
+            return RequestFailed(f"{self._who} did not answer in time", "timeout", sent=not unsent)
+        what = "can't be reached" if unsent else "closed the connection"
+        return RequestFailed(f"{self._who} {what}", "connection", sent=not unsent)
+
+
+class _Bearer:
+    """Sets the token. Handed to requests also without one, or it would look for a password in ~/.netrc."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def _session() -> requests.Session:
+    # Imported here, for adapters are imported when a DAG is parsed and requests takes a tenth of a second.
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    session = requests.Session()
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # shared by threads: keep it without state
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS, max_retries=0))
+    return session
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error with all that it wraps, in whichever of Python's, requests' and urllib3's ways."""
+    found: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue:
+        cause = queue.pop()
+        if isinstance(cause, BaseException) and cause not in found:
+            found.append(cause)
+            queue += [*cause.args, cause.__cause__, cause.__context__, getattr(cause, "reason", None)]
+    return found

@@ -1,161 +1,230 @@
-"""HubSpot: batch upsert by a unique property, batch archive. Connection: host and password (private-app token)."""
+"""HubSpot: any CRM object with a unique property, through the batch endpoints of its CRM API.
+
+The connection's password is a private app's access token. Leads are found by the external id property, which must
+have "require unique values". A delete archives: HubSpot's GDPR delete is for ever and not offered here.
+
+A delete looks the record up by external id even where its HubSpot id is known: a known id may be stale. Archiving an
+id twice succeeds, so a record that was archived and created again would survive; and the id of a contact that was
+merged leads to the other contact.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, ClassVar
 
-import orjson
-from pydantic import Field
+from pydantic import BaseModel, Field, TypeAdapter
 
-from leadsync.crm.base import BatchRefused, CRMAdapter, Settings
-from leadsync.crm.http import Reply
-from leadsync.errors import AccessError, QuotaExceeded
+from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
+from leadsync.crm.http import Reply, RequestFailed
+from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status
 
-TRANSIENT_CATEGORIES = {"RATE_LIMITS", "INTERNAL_ERROR", "LOCKED"}
-# Codes that speak of the property itself and not of a lead's value.
-SETUP_CODES = {"PROPERTY_DOESNT_EXIST", "PROPERTY_NOT_UNIQUE", "INVALID_OBJECT_TYPE"}
+# Categories of an error that say nothing about the data.
+PASSING = frozenset({"INTERNAL_ERROR", "RATE_LIMITS", "TIMEOUT", "SERVICE_UNAVAILABLE", "MIGRATION_IN_PROGRESS"})
+NOT_FOUND = "OBJECT_NOT_FOUND"
+SETUP = frozenset({"PROPERTY_DOESNT_EXIST", "PROPERTY_NOT_UNIQUE", "INVALID_OBJECT_TYPE"})
+# Whole messages, anchored: a message may quote what a visitor typed.
+SETUP_MESSAGE = re.compile(
+    r"(Property|idProperty) ['\"]?[\w-]+['\"]? (does not exist|is not (a )?unique)|Unable to infer object type", re.I
+)
+DETAIL_CODE = re.compile(r'"error":"([A-Z_]+)","name":"([\w-]+)"')
+
+
+class _Object(BaseModel):
+    id: str
+    new: bool = False
+    properties: dict[str, str | None] = {}
+    objectWriteTraceId: str | None = None
+
+
+class _Detail(BaseModel):
+    message: str = ""
+    code: str | None = None
+    context: dict[str, list[str]] = {}
+
+
+class _Error(BaseModel):
+    category: str = ""
+    message: str
+    context: dict[str, list[str]] = {}
+    errors: list[_Detail] = []
+    policyName: str | None = None
+
+
+class _Batch(BaseModel):
+    results: list[_Object]
+    errors: list[_Error] = []
+
+
+class _Property(BaseModel):
+    name: str
+    hasUniqueValue: bool = False
+
+
+class _Properties(BaseModel):
+    results: list[_Property]
+
+
+BATCH = TypeAdapter(_Batch)
+ERROR = TypeAdapter(_Error)
+PROPERTIES = TypeAdapter(_Properties)
 
 
 class HubSpotSettings(Settings):
-    """`settings` of a HubSpot destination."""
-
-    api_version: str = Field("v3", pattern=r"^(v3|\d{4}-\d{2})$", description="v3, or a dated version: 2026-03")
+    api_version: str = Field("v3", pattern=r"^(v3|20\d\d-\d\d)$", description="v3, or a date version such as 2026-03")
 
 
 class HubSpot(CRMAdapter):
-    """Contacts, or any object with a property of unique values."""
-
-    name: ClassVar[str] = "hubspot"
-    max_batch: ClassVar[int] = 100
-    requests_per_second: ClassVar[float] = 19.0  # 190 in 10 s (Professional, Enterprise)
-    delete_modes: ClassVar[frozenset[str]] = frozenset({"archive", "field"})
+    name = "hubspot"
+    label = "HubSpot"
+    max_batch = 100
+    requests_per_second = 10.0  # 100 in 10 s (Free, Starter); Professional and Enterprise take 19
+    delete_modes = frozenset({"archive", "field"})
     settings_model: ClassVar[type[Settings]] = HubSpotSettings
-
-    def authorization(self, refused: str | None = None) -> str | None:
-        return None if refused else f"Bearer {self.endpoint.password}"
-
-    def spent_quota(self, reply: Reply) -> QuotaExceeded | None:
-        if reply.status != 429 or reply.json().get("policyName") != "DAILY":
-            return None
-        # HubSpot's day ends at midnight in the account's time zone, which the reply does not tell.
-        until = datetime.now(UTC) + timedelta(seconds=reply.retry_after) if reply.retry_after else None
-        return QuotaExceeded(
-            f"{self.destination.name}: HubSpot's daily limit is spent; it resets at midnight, account time",
-            until,
-        )
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         key = self.destination.external_id_field
+        traced = {str(number): lead for number, lead in enumerate(leads)}
         inputs = [
             {
                 "id": lead.external_id,
                 "idProperty": key,
-                "objectWriteTraceId": str(place),
-                "properties": {key: lead.external_id} | {name: _text(value) for name, value in lead.fields.items()},
+                "objectWriteTraceId": trace,
+                "properties": {name: _text(value) for name, value in lead.fields.items()} | {key: lead.external_id},
             }
-            for place, lead in enumerate(leads)
+            for trace, lead in traced.items()
         ]
-        reply = self.call("POST", self._path("batch/upsert"), {"inputs": inputs})
-        document = self._accepted(reply)
+        batch = self._post("upsert", {"inputs": inputs}).parse(BATCH)
+        # By key, never by position, and a 207 may be without errors and without results: the rest is missing.
         outcomes = []
-        for result in document.get("results", ()):
-            external_id = (result.get("properties") or {}).get(key)
-            if external_id:
-                status = Status.CREATED if result.get("new") else Status.UPDATED
-                outcomes.append(Outcome(external_id, status, crm_id=result["id"]))
-        for error in document.get("errors", ()):
-            context = error.get("context") or {}
-            for trace in context.get("objectWriteTraceId", ()):
-                if trace.isdigit() and int(trace) < len(leads):
-                    outcomes.append(_refused(leads[int(trace)].external_id, error))
+        for result in batch.results:
+            traces = traced.get(result.objectWriteTraceId or "")
+            owner = result.properties.get(key) or (traces.external_id if traces else None)
+            if owner:
+                outcomes.append(Outcome(owner, Status.CREATED if result.new else Status.UPDATED, result.id))
+        for error in batch.errors:
+            for trace in error.context.get("objectWriteTraceId", []):
+                if trace in traced:
+                    outcomes.append(self._refused(traced[trace].external_id, error))
         return outcomes
 
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
-        # HubSpot archives by its own ids only. They are looked up each time: one that an earlier delivery learnt may
-        # be that of a record archived since, beside a live one with the same external id.
-        records = self.fetch([lead.external_id for lead in leads])
-        if records:
-            inputs = [{"id": record.crm_id} for record in records.values()]
-            reply = self.call("POST", self._path("batch/archive"), {"inputs": inputs})
+        there, absent = self._read([lead.external_id for lead in leads], [])
+        if there:
+            reply = self._post("archive", {"inputs": [{"id": found.id} for found in there.values()]})
             if reply.status != 204:
-                self._accepted(reply)
-        return [Outcome(lead.external_id, Status.DELETED) for lead in leads]
+                raise reply.malformed()
+        gone = [Outcome(external_id, Status.DELETED, found.id) for external_id, found in there.items()]
+        return gone + [Outcome(external_id, Status.DELETED) for external_id in absent]
 
     def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        found = {}
-        key = self.destination.external_id_field
-        for first in range(0, len(external_ids), self.max_batch):
-            body = {
-                "idProperty": key,
-                "properties": [key, *self.destination.fields],
-                "inputs": [{"id": external_id} for external_id in external_ids[first : first + self.max_batch]],
-            }
-            for result in self._accepted(self.call("POST", self._path("batch/read"), body))["results"]:
-                fields = dict(result["properties"])
-                external_id = fields.pop(key)
-                found[external_id] = Record(external_id, result["id"], fields)
-        return found
+        names = list(self.destination.fields)
+        records: dict[str, Record] = {}
+        for ids in batches(external_ids, self.max_batch):
+            there, absent = self._read(ids, names)
+            if len(there) + len(absent) < len(ids):
+                raise RequestFailed(f"{self.who} left records out of its reply", "missing_from_reply")
+            for external_id, found in there.items():
+                fields = {name: found.properties.get(name) for name in names}
+                records[external_id] = Record(external_id, found.id, fields)
+        return records
 
     def check(self) -> None:
-        reply = self.call("GET", f"/crm/v3/properties/{self.destination.object}")
-        if reply.status != 200:
-            raise AccessError(f"{self.destination.name}: HubSpot has no object {self.destination.object!r}")
-        properties = {item["name"]: item for item in reply.json()["results"]}
+        reply = self.http.request("GET", self._path("properties"), self.credentials)
+        if reply.status >= 400:
+            raise self.missing(str(reply.status), self.destination.object)
+        properties = {found.name: found for found in reply.parse(PROPERTIES).results}
+        target = self.destination
+        for name in (target.external_id_field, *target.fields, target.on_delete.field):
+            if name is not None and name not in properties:
+                raise self.missing("PROPERTY_DOESNT_EXIST", name)
+        if not properties[target.external_id_field].hasUniqueValue:
+            raise self._not_unique()
+
+    def explain(self, reply: Reply) -> LeadsyncError | None:
+        status, wait = reply.status, reply.retry_after
+        if status == 429:
+            policy = _policy(reply)
+            if policy == "DAILY":
+                resets_at = None if wait is None else datetime.now(UTC) + timedelta(seconds=wait)
+                return QuotaExceeded(f"{self.who}: the daily limit of requests is spent", resets_at)
+            return RequestFailed(f"{self.who} throttles requests (429)", "429", retry_after=wait)
+        if status == 423:  # locked: HubSpot asks for two seconds at least
+            return RequestFailed(f"{self.who} has the records locked (423)", "423", retry_after=max(2.0, wait or 0))
+        if status == 477:  # the account is being moved, for up to a day
+            return RequestFailed(f"{self.who} is moving the account (477)", "477", retry_after=wait)
+        return super().explain(reply)
+
+    def _path(self, what: str) -> str:
+        version, name = self.settings.api_version, self.destination.object
+        if version == "v3":
+            return f"/crm/v3/{what}/{name}"
+        return f"/crm/{what}/{version}/{name}"
+
+    def _post(self, verb: str, body: object) -> Reply:
+        """The reply of a batch endpoint when it is a success. Raises BatchRefused and AccessError for the rest."""
+        reply = self.http.request("POST", f"{self._path('objects')}/batch/{verb}", self.credentials, json=body)
+        if reply.status < 400:
+            return reply
+        refused = self._refused("", reply.parse(ERROR))
+        if refused.status is Status.TRANSIENT:
+            raise RequestFailed(f"{self.who} answered {refused.code}", str(reply.status), retry_after=reply.retry_after)
+        raise BatchRefused(refused.code or str(reply.status), field=refused.field, message=refused.message)
+
+    def _read(self, external_ids: Sequence[str], names: Sequence[str]) -> tuple[dict[str, _Object], list[str]]:
+        """What is there, by external id, and the ids that surely are not there."""
         key = self.destination.external_id_field
-        for name in (key, *self.destination.fields):
-            if name not in properties:
-                raise AccessError(
-                    f"{self.destination.name}: HubSpot's {self.destination.object} have no property {name!r}; create it"
-                )
-        if not properties[key].get("hasUniqueValue"):
-            raise AccessError(
-                f"{self.destination.name}: HubSpot's property {key!r} is not one of unique values; create one that is"
-            )
+        body = {
+            "idProperty": key,
+            "inputs": [{"id": external_id} for external_id in external_ids],
+            "properties": [key, *names],
+            "propertiesWithHistory": [],
+        }
+        reply = self._post("read", body)
+        batch = reply.parse(BATCH)
+        asked = set(external_ids)
+        there = {owner: found for found in batch.results if (owner := found.properties.get(key)) in asked}
+        lost = {i for error in batch.errors if error.category == NOT_FOUND for i in error.context.get("ids", [])}
+        absent = [i for i in external_ids if i not in there and (reply.status == 200 or i in lost)]
+        return there, absent
 
-    def _path(self, action: str) -> str:
-        version = getattr(self.settings, "api_version", "v3")
-        kind = self.destination.object
-        return f"/crm/v3/objects/{kind}/{action}" if version == "v3" else f"/crm/objects/{version}/{kind}/{action}"
+    def _refused(self, external_id: str, error: _Error) -> Outcome:
+        """What an error means for one lead. Raises AccessError when it is not about the lead."""
+        found = [(detail.code, next(iter(detail.context.get("propertyName", [])), None)) for detail in error.errors]
+        found += DETAIL_CODE.findall(error.message)
+        for code, name in found:
+            if code in SETUP:
+                raise self.missing(code, name or self.named(error.message))
+        if SETUP_MESSAGE.match(error.message):
+            raise self.missing(error.category, self.named(error.message))
+        status = Status.TRANSIENT if error.category in PASSING else Status.REJECTED
+        code, name = next(((code, name) for code, name in found if code), (None, None))
+        return Outcome(
+            external_id, status, None, code or error.category or None, name or self.named(error.message), error.message
+        )
 
-    def _accepted(self, reply: Reply) -> dict[str, Any]:
-        """The document of a reply that speaks of single records; raises for one that refuses the whole batch."""
-        document = reply.json()
-        if not isinstance(document, dict):
-            raise reply.nonsense()
-        if reply.status in (200, 201, 207):
-            if not isinstance(document.get("results"), list):
-                raise reply.nonsense()
-            return document
-        errors = document.get("errors") or [{}]
-        code, where = errors[0].get("code"), _property(errors[0])
-        if code in SETUP_CODES or reply.status == 404:
-            raise AccessError(
-                f"{self.destination.name}: HubSpot refuses the set-up: {code or reply.status} {where or ''}".rstrip()
-                + "; mend the field mapping or create the property, then clear this task"
-            )
-        raise BatchRefused(code or document.get("category") or str(reply.status), where, document.get("message"))
+    def _not_unique(self) -> AccessError:
+        return AccessError(
+            f"{self.who}: the property {self.destination.external_id_field!r} of {self.destination.object!r} is not "
+            "unique: make it anew with `require unique values`"
+        )
 
 
 def _text(value: Any) -> str:
-    """HubSpot takes every value as text; the empty one clears a property."""
+    """HubSpot's properties are texts; an empty one clears."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
-def _property(error: dict[str, Any]) -> str | None:
-    names = (error.get("context") or {}).get("propertyName")
-    return names[0] if names else None
-
-
-def _refused(external_id: str, error: dict[str, Any]) -> Outcome:
-    details = (error.get("errors") or [{}])[0]
-    category = error.get("category")
-    status = Status.TRANSIENT if category in TRANSIENT_CATEGORIES else Status.REJECTED
-    where = _property(error) or _property(details)
-    return Outcome(external_id, status, None, details.get("code") or category, where, error.get("message"))
+def _policy(reply: Reply) -> str | None:
+    try:
+        return reply.parse(ERROR).policyName
+    except RequestFailed:  # a proxy's own 429
+        return None

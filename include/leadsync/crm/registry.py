@@ -1,56 +1,46 @@
-"""Finds adapters by name: each module of this package that defines one is a CRM. There is no list to edit."""
+"""Finds adapters by the names of the modules of this package: there is no list to edit."""
 
 from __future__ import annotations
 
-import inspect
 import pkgutil
+from collections.abc import Callable
 from importlib import import_module
 
-from pydantic import ValidationError
-
-import leadsync.crm
+from leadsync import crm
 from leadsync.config import Destination, Pipeline
-from leadsync.crm.base import CRMAdapter, Endpoint
+from leadsync.crm.base import NAME, CRMAdapter, Endpoint, validated_settings
 from leadsync.errors import ConfigError
-
-NOT_ADAPTERS = {"base", "http", "registry"}
 
 
 def adapter_names() -> list[str]:
-    """What `adapter:` may say in a pipeline file."""
-    return sorted({module.name for module in pkgutil.iter_modules(leadsync.crm.__path__)} - NOT_ADAPTERS)
+    """What `adapter` may be in a pipeline file."""
+    return sorted(module.name for module in pkgutil.iter_modules(crm.__path__) if _find(module.name))
 
 
 def adapter_class(name: str) -> type[CRMAdapter]:
-    """The adapter of that name. Raises ConfigError that lists the known ones."""
-    if name not in adapter_names():
-        raise ConfigError(f"unknown adapter {name!r}; allowed: {', '.join(adapter_names())}")
-    module = import_module(f"leadsync.crm.{name}")
-    for found in vars(module).values():
-        if inspect.isclass(found) and issubclass(found, CRMAdapter) and found.__module__ == module.__name__:
-            return found
-    raise ConfigError(f"the module leadsync.crm.{name} defines no adapter")
+    """The adapter of that name. Raises ConfigError that lists those there are."""
+    known = {module.name for module in pkgutil.iter_modules(crm.__path__)}
+    found = _find(name) if name in known else None
+    if found is None:
+        raise ConfigError(f"there is no adapter {name!r}; allowed: {', '.join(adapter_names())}")
+    return found
 
 
 def check_destination(destination: Destination) -> None:
-    """Raises ConfigError when adapter, delete mode or settings are wrong. Connects to nothing."""
+    """Raises ConfigError when the destination asks for what its adapter can't do. Connects to nothing."""
+    where = f"destinations.{destination.name}"
     try:
         adapter = adapter_class(destination.adapter)
     except ConfigError as error:
-        raise ConfigError(f"destinations.{destination.name}.adapter: {error}") from None
+        raise ConfigError(f"{where}.adapter: {error}") from None
     mode = destination.on_delete.mode
     if mode not in adapter.delete_modes:
         allowed = ", ".join(sorted(adapter.delete_modes))
-        raise ConfigError(
-            f"destinations.{destination.name}.on_delete: {destination.adapter} has no {mode!r}; allowed: {allowed}"
-        )
-    try:
-        adapter.settings_model.model_validate(destination.settings)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(("destinations", destination.name, "settings", *map(str, problem["loc"])))
-        allowed = ", ".join(adapter.settings_model.model_fields)
-        raise ConfigError(f"{where}: {problem['msg']}; {destination.adapter} has: {allowed}") from None
+        raise ConfigError(f"{where}.on_delete: {adapter.label} can't {mode!r}; allowed: {allowed}")
+    for name in (destination.object, destination.external_id_field, *destination.fields, destination.on_delete.field):
+        if name is not None and not NAME.fullmatch(name):
+            raise ConfigError(f"{where}: {name!r} is no name of an object or a field")
+    validated_settings(adapter, destination)
 
 
 def check_pipeline(pipeline: Pipeline) -> None:
@@ -62,6 +52,16 @@ def check_pipeline(pipeline: Pipeline) -> None:
             raise ConfigError(f"{pipeline.name}.yaml: {error}") from None
 
 
-def build(destination: Destination, endpoint: Endpoint) -> CRMAdapter:
-    """The adapter of a destination."""
-    return adapter_class(destination.adapter)(destination, endpoint)
+def build(
+    destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+) -> CRMAdapter:
+    """The adapter for one destination. Raises ConfigError; connects to nothing."""
+    check_destination(destination)
+    return adapter_class(destination.adapter)(destination, endpoint, before_request=before_request)
+
+
+def _find(module: str) -> type[CRMAdapter] | None:
+    for thing in vars(import_module(f"{crm.__name__}.{module}")).values():
+        if isinstance(thing, type) and issubclass(thing, CRMAdapter) and getattr(thing, "name", None) == module:
+            return thing
+    return None

@@ -1,198 +1,287 @@
-"""Salesforce: sObject Collections by external id. Connection: host (My Domain), login (consumer key), password
-(consumer secret) of a connected app with the client-credentials flow.
+"""Salesforce: any object with a unique external id field, through the sObject Collections of its REST API.
+
+The connection's login and password are the consumer key and secret of a connected app that allows the client
+credentials flow; its address is My Domain. A delete goes to the recycle bin.
+
+A delete looks the record up by external id even where its Salesforce id is known: a known id may be stale, for the
+record may have been deleted and created again, and then the new one would stay.
 """
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from leadsync.crm.base import BatchRefused, CRMAdapter, Settings
-from leadsync.crm.http import Reply, RequestFailed
-from leadsync.errors import AccessError, QuotaExceeded
+from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
+from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
+from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status
 
-TRANSIENT_CODES = {"UNABLE_TO_LOCK_ROW", "SERVER_UNAVAILABLE", "REQUEST_RUNNING_TOO_LONG"}
-# Whole-request codes that speak of the object or a field of it, not of a lead's value.
-SETUP_CODES = {"INVALID_FIELD", "INVALID_TYPE", "NOT_FOUND", "INVALID_FIELD_FOR_INSERT_UPDATE"}
-GONE_CODES = {"ENTITY_IS_DELETED", "INVALID_CROSS_REFERENCE_KEY"}
-# A query travels in the URL, which may hold some 16,000 characters.
-QUERY_CHARACTERS = 6_000
+PASSING = frozenset(
+    {"UNABLE_TO_LOCK_ROW", "SERVER_UNAVAILABLE", "REQUEST_RUNNING_TOO_LONG", "QUERY_TIMEOUT", "UNKNOWN_EXCEPTION"}
+)
+NOT_THERE = frozenset({"ENTITY_IS_DELETED", "NOT_FOUND", "INVALID_CROSS_REFERENCE_KEY"})
+SETUP = frozenset({"INVALID_FIELD", "INVALID_FIELD_FOR_INSERT_UPDATE", "INVALID_TYPE", "NOT_FOUND"})
+COLUMN = re.compile(r"No such column '(\w+)'")
+QUERY_LENGTH = 12_000  # characters of external ids in the address of one query: Salesforce takes 16 KiB
+ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
+
+
+class _Error(BaseModel):
+    statusCode: str = ""  # in the result of one record
+    errorCode: str = ""  # in a reply that is an error as a whole
+    message: str = ""
+    fields: list[str] = []
+
+    @property
+    def code(self) -> str:
+        return self.statusCode or self.errorCode
+
+
+class _Result(BaseModel):
+    id: str | None = None
+    success: bool
+    created: bool = False
+    errors: list[_Error] = []
+
+
+class _Page(BaseModel):
+    records: list[dict[str, Any]]
+    done: bool
+    nextRecordsUrl: str = ""
+
+
+class _Token(BaseModel):
+    access_token: str
+    instance_url: str
+
+
+class _Field(BaseModel):
+    name: str
+    unique: bool = False
+    externalId: bool = False
+    updateable: bool = True
+
+
+class _Describe(BaseModel):
+    fields: list[_Field]
+
+
+RESULTS = TypeAdapter(list[_Result])
+ERRORS = TypeAdapter(list[_Error])
+PAGE = TypeAdapter(_Page)
+TOKEN = TypeAdapter(_Token)
+DESCRIBE = TypeAdapter(_Describe)
 
 
 class SalesforceSettings(Settings):
-    """`settings` of a Salesforce destination."""
+    api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$")
 
-    api_version: str = Field("v62.0", pattern=r"^v(4[6-9]|[5-9]\d|\d{3})\.0$", description="v46.0 or newer")
+
+class ClientCredentials:
+    """The OAuth 2 client credentials flow; one thread logs in for all, and refused credentials are not tried twice."""
+
+    def __init__(self, who: str, endpoint: Endpoint, http: HTTPClient) -> None:
+        self._who = who
+        self._endpoint = endpoint
+        self._http = http
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._refused: str | None = None  # many tries with a wrong secret may lock the account
+
+    def access(self) -> Access:
+        with self._lock:
+            if self._access is None:
+                self._access = self._login()
+            return self._access
+
+    def renew(self, refused: Access) -> Access:
+        with self._lock:
+            if self._access == refused:
+                self._access = None
+        return self.access()
+
+    def _login(self) -> Access:
+        if self._refused:
+            raise AccessError(self._refused)
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._endpoint.login,
+            "client_secret": self._endpoint.password,
+        }
+        reply = self._http.send("POST", f"{self._endpoint.url}/services/oauth2/token", form=form)
+        if reply.status == 429 or reply.status >= 500:
+            raise RequestFailed(
+                f"{self._who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
+            )
+        if reply.status != 200:
+            self._refused = (
+                f"{self._who} refuses the login ({reply.status}): correct the connection's address, consumer key and "
+                "secret, and let the connected app use the client credentials flow"
+            )
+            raise AccessError(self._refused)
+        try:
+            token = TOKEN.validate_json(reply.body)
+        except ValidationError:  # its text stays here, for it may hold a token
+            raise RequestFailed(f"{self._who}: the login's reply makes no sense", "malformed_reply") from None
+        instance, own = urlsplit(token.instance_url), urlsplit(self._endpoint.url)
+        # The token goes there with every lead, so never to another host in the clear.
+        own_in_clear = instance.scheme == own.scheme == "http" and instance.hostname == own.hostname
+        if not own_in_clear and (instance.scheme != "https" or not instance.hostname):
+            raise AccessError(f"{self._who} names an instance that is not reached by https: nothing is sent there")
+        return Access(token.instance_url.rstrip("/"), token.access_token)
 
 
 class Salesforce(CRMAdapter):
-    """Leads, or any object with an external id field."""
-
-    name: ClassVar[str] = "salesforce"
-    max_batch: ClassVar[int] = 200
-    delete_modes: ClassVar[frozenset[str]] = frozenset({"delete", "field"})
+    name = "salesforce"
+    label = "Salesforce"
+    max_batch = 200
+    requests_per_second = 20.0  # Salesforce limits requests per day, not per second; this keeps us a good neighbour
+    delete_modes = frozenset({"delete", "field"})
     settings_model: ClassVar[type[Settings]] = SalesforceSettings
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._login = threading.Lock()
-        self._authorization: str | None = None
-        self._instance = self.endpoint.url
-
-    def authorization(self, refused: str | None = None) -> str | None:
-        with self._login:
-            # Several threads meet an expired token at once: one logs in, the others take what it got.
-            if self._authorization is None or self._authorization == refused:
-                self._authorization = f"Bearer {self._log_in()}"
-            return self._authorization
-
-    def _log_in(self) -> str:
-        self.before_request()
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": self.endpoint.login,
-            "client_secret": self.endpoint.password,
-        }
-        reply = self._client.request(
-            "POST",
-            f"{self.endpoint.url}/services/oauth2/token",
-            headers={"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"},
-            body=urlencode(form).encode(),
-        )
-        if reply.status in (400, 401, 403):
-            raise AccessError(f"{self.destination.name}: Salesforce refuses the login of {self.hint}")
-        if reply.status != 200:
-            raise RequestFailed(str(reply.status), retry_after=reply.retry_after)
-        document = reply.json()
-        instance = str(document["instance_url"]).rstrip("/")
-        here, there = urlsplit(self.endpoint.url), urlsplit(instance)
-        if there.scheme != "https" and there.hostname != here.hostname:
-            raise AccessError(f"{self.destination.name}: Salesforce names an instance without https; see {self.hint}")
-        self._instance = instance
-        return str(document["access_token"])
-
-    def base_url(self) -> str:
-        return f"{self._instance}/services/data/{getattr(self.settings, 'api_version', 'v62.0')}"
-
-    def spent_quota(self, reply: Reply) -> QuotaExceeded | None:
-        if reply.status != 403 or b"REQUEST_LIMIT_EXCEEDED" not in reply.content:
-            return None
-        return QuotaExceeded(
-            f"{self.destination.name}: Salesforce's requests of 24 hours are spent; it goes on as the window slides"
-        )
+    def make_credentials(self) -> Credentials:
+        return ClientCredentials(self.who, self.endpoint, self.http)
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        outcomes = self._upsert(leads)
-        # Two upserts of one external id at nearly the same time (by another system) collide: once more.
-        again = [lead for lead, outcome in zip(leads, outcomes, strict=True) if outcome.code == "DUPLICATE_VALUE"]
-        if not again:
-            return outcomes
-        second = {outcome.external_id: outcome for outcome in self._upsert(again)}
-        return [second.get(outcome.external_id, outcome) for outcome in outcomes]
+        outcomes = {outcome.external_id: outcome for outcome in self._upsert(leads)}
+        # Two near-simultaneous upserts of one external id, one perhaps another system's: a second try finds the record.
+        doubled = [lead for lead in leads if _is_doubled(outcomes.get(lead.external_id))]
+        return list((outcomes | (self.attempt(self._upsert, doubled) if doubled else {})).values())
 
     def _upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        kind, key = self.destination.object, self.destination.external_id_field
-        records = [{"attributes": {"type": kind}, key: lead.external_id, **lead.fields} for lead in leads]
-        reply = self.call("PATCH", f"/composite/sobjects/{kind}/{key}", {"allOrNone": False, "records": records})
-        results = self._results(reply, len(leads))
-        return [_outcome(lead.external_id, result) for lead, result in zip(leads, results, strict=True)]
+        target = self.destination
+        records = [
+            {"attributes": {"type": target.object}, **lead.fields, target.external_id_field: lead.external_id}
+            for lead in leads
+        ]
+        path = f"/composite/sobjects/{target.object}/{target.external_id_field}"
+        results = self._call("PATCH", path, json={"allOrNone": False, "records": records}).parse(RESULTS)
+        if len(results) != len(leads):  # attributed by position: with one missing nobody knows whose they are
+            return []
+        return [
+            Outcome(lead.external_id, Status.CREATED if result.created else Status.UPDATED, result.id)
+            if result.success
+            else self._refused(lead.external_id, result.errors)
+            for lead, result in zip(leads, results, strict=True)
+        ]
 
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
-        outcomes = {lead.external_id: Outcome(lead.external_id, Status.DELETED) for lead in leads}
-        # Looked up each time: an id learnt earlier may be that of a record deleted since, beside a live one.
-        records = list(self._find([lead.external_id for lead in leads], []).values())
-        for first in range(0, len(records), self.max_batch):
-            part = records[first : first + self.max_batch]
-            ids = ",".join(record.crm_id for record in part)
-            reply = self.call("DELETE", "/composite/sobjects", params={"ids": ids, "allOrNone": "false"})
-            for record, result in zip(part, self._results(reply, len(part)), strict=True):
-                refusal = _outcome(record.external_id, result)
-                if not result["success"] and refusal.code not in GONE_CODES:
-                    outcomes[record.external_id] = refusal
-        return list(outcomes.values())
+        there = self._find([lead.external_id for lead in leads], [])
+        outcomes = [Outcome(lead.external_id, Status.DELETED) for lead in leads if lead.external_id not in there]
+        if not there:
+            return outcomes
+        params = {"ids": ",".join(record["Id"] for record in there.values()), "allOrNone": "false"}
+        results = self._call("DELETE", "/composite/sobjects", params=params).parse(RESULTS)
+        if len(results) != len(there):
+            return outcomes
+        for (external_id, record), result in zip(there.items(), results, strict=True):
+            if result.success or any(error.code in NOT_THERE for error in result.errors):
+                outcomes.append(Outcome(external_id, Status.DELETED, record["Id"]))
+            else:
+                outcomes.append(self._refused(external_id, result.errors))
+        return outcomes
 
     def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        return self._find(external_ids, list(self.destination.fields))
+        names = list(self.destination.fields)
+        return {
+            external_id: Record(external_id, record["Id"], {name: record.get(name) for name in names})
+            for ids in batches(external_ids, self.max_batch)
+            for external_id, record in self._find(ids, names).items()
+        }
 
     def check(self) -> None:
-        name, kind = self.destination.name, self.destination.object
-        reply = self.call("GET", f"/sobjects/{kind}/describe")
-        if reply.status != 200:
-            raise AccessError(f"{name}: Salesforce has no object {kind!r}, or the user may not see it")
-        fields = {item["name"]: item for item in reply.json()["fields"]}
-        key = self.destination.external_id_field
-        for field in (key, *self.destination.fields):
-            if field not in fields:
-                raise AccessError(f"{name}: Salesforce's {kind} has no field {field!r}, or the user may not see it")
-        if not (fields[key].get("externalId") and fields[key].get("unique")):
-            raise AccessError(f"{name}: Salesforce's field {key!r} must be a unique external id; change it in Setup")
-
-    def _find(self, external_ids: Sequence[str], fields: Sequence[str]) -> dict[str, Record]:
-        kind, key = self.destination.object, self.destination.external_id_field
-        found = {}
-        for part in _portions(external_ids):
-            values = ",".join(part)
-            # External ids are quoted; object and fields come from the pipeline file.
-            query = f"SELECT {','.join(['Id', key, *fields])} FROM {kind} WHERE {key} IN ({values})"  # noqa: S608
-            reply = self.call("GET", "/query", params={"q": query})
-            if reply.status != 200:
-                self._refuse(reply)
-            for record in reply.json()["records"]:
-                values_of = {field: record.get(field) for field in fields}
-                found[record[key]] = Record(record[key], record["Id"], values_of)
-        return found
-
-    def _results(self, reply: Reply, expected: int) -> list[dict[str, Any]]:
-        if reply.status != 200:
-            self._refuse(reply)
-        results = reply.json()
-        if not isinstance(results, list) or len(results) != expected:
-            raise reply.nonsense()
-        return results
-
-    def _refuse(self, reply: Reply) -> None:
-        document = reply.json()
-        error = document[0] if isinstance(document, list) and document else {}
-        code = error.get("errorCode") or str(reply.status)
-        if code in SETUP_CODES or reply.status == 404:
-            fields = ", ".join(error.get("fields") or ()) or _named(error.get("message") or "")
+        target = self.destination
+        reply = self._call("GET", f"/sobjects/{target.object}/describe")
+        fields = {field.name: field for field in reply.parse(DESCRIBE).fields}
+        for name in (target.external_id_field, *target.fields, target.on_delete.field):
+            if name is not None and (name not in fields or not fields[name].updateable):
+                raise self.missing("INVALID_FIELD", name)
+        key = fields[target.external_id_field]
+        if not (key.externalId and key.unique):
             raise AccessError(
-                f"{self.destination.name}: Salesforce refuses the set-up: {code} {fields}".rstrip()
-                + "; mend the field mapping or the user's rights, then clear this task"
+                f"{self.who}: the field {key.name!r} of {target.object!r} is not an external id with unique values: "
+                "tick both in its definition"
             )
-        raise BatchRefused(code, None, error.get("message"))
+
+    def explain(self, reply: Reply) -> LeadsyncError | None:
+        errors = _errors(reply)
+        for error in errors:
+            if error.code == "REQUEST_LIMIT_EXCEEDED":
+                # The same code serves for too many long requests at once, which passes.
+                if error.message.startswith("Concurrent"):
+                    return RequestFailed(f"{self.who} has too many requests at once", str(reply.status))
+                return QuotaExceeded(f"{self.who}: the limit of requests in 24 hours is spent")
+            if error.code in PASSING:
+                return RequestFailed(
+                    f"{self.who} answered {error.code}", str(reply.status), retry_after=reply.retry_after
+                )
+            if error.code in SETUP:
+                return self._missing(error)
+        return super().explain(reply)
+
+    def _call(self, method: str, path: str, **content: Any) -> Reply:
+        """The reply when it is a success; raises BatchRefused for what Salesforce says of the data."""
+        path = path if path.startswith("/services/") else f"/services/data/{self.settings.api_version}{path}"
+        reply = self.http.request(method, path, self.credentials, **content)
+        if reply.status < 400:
+            return reply
+        errors = reply.parse(ERRORS)
+        if not (errors and errors[0].code):
+            raise reply.malformed()
+        refused = self._refused("", errors)
+        raise BatchRefused(errors[0].code, field=refused.field, message=refused.message)
+
+    def _find(self, external_ids: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The records that are there, by external id, each with `Id` and the named fields."""
+        key, found = self.destination.external_id_field, dict[str, dict[str, Any]]()
+        quoted = [f"'{external_id.translate(ESCAPES)}'" for external_id in external_ids]
+        per_query = max(1, QUERY_LENGTH // max((len(quote(f"{value}, ", safe="")) for value in quoted), default=1))
+        for part in batches(quoted, per_query):
+            columns = ", ".join(dict.fromkeys(["Id", key, *names]))
+            # Names are checked by the registry, values are quoted above; SOQL has no parameters.
+            query = f"SELECT {columns} FROM {self.destination.object} WHERE {key} IN ({', '.join(part)})"  # noqa: S608
+            page = self._call("GET", "/query", params={"q": query}).parse(PAGE)
+            records = page.records
+            while not page.done:
+                page = self._call("GET", page.nextRecordsUrl).parse(PAGE)
+                records += page.records
+            found |= {record[key]: record for record in records if record.get(key)}
+        # SOQL compares without regard to case.
+        return {external_id: found[external_id] for external_id in external_ids if external_id in found}
+
+    def _missing(self, error: _Error) -> AccessError:
+        column = COLUMN.match(error.message)
+        return self.missing(error.code, column[1] if column else self.named(" ".join([*error.fields, error.message])))
+
+    def _refused(self, external_id: str, errors: Sequence[_Error]) -> Outcome:
+        """What the errors of one record mean. Raises AccessError or QuotaExceeded when they are not about the lead."""
+        for error in errors:
+            if error.code in SETUP:
+                raise self._missing(error)
+            if error.code == "STORAGE_LIMIT_EXCEEDED":
+                raise QuotaExceeded(f"{self.who}: the storage of the organisation is full")
+        first = errors[0] if errors else _Error()
+        # A trigger's error has a code of its own and the lock's name in the message.
+        passing = any(error.code in PASSING or "UNABLE_TO_LOCK_ROW" in error.message for error in errors)
+        doubled = first.code == "DUPLICATE_VALUE" and self.destination.external_id_field in first.message
+        status = Status.TRANSIENT if passing or doubled else Status.REJECTED
+        field = next(iter(first.fields), None) or self.named(first.message)
+        words = "; ".join(error.message for error in errors)
+        return Outcome(external_id, status, None, first.code or None, field, words)
 
 
-def _outcome(external_id: str, result: dict[str, Any]) -> Outcome:
-    if result.get("success"):
-        status = Status.CREATED if result.get("created") else Status.UPDATED
-        return Outcome(external_id, status, crm_id=result.get("id"))
-    error = (result.get("errors") or [{}])[0]
-    code = error.get("statusCode")
-    status = Status.TRANSIENT if code in TRANSIENT_CODES else Status.REJECTED
-    return Outcome(external_id, status, None, code, next(iter(error.get("fields") or ()), None), error.get("message"))
+def _is_doubled(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.code == "DUPLICATE_VALUE"
 
 
-def _named(message: str) -> str:
-    """The field that a message of Salesforce names in quotes: No such column 'X' on sobject of type Lead."""
-    return message.split("'")[1] if message.count("'") >= 2 else ""
-
-
-def _portions(external_ids: Sequence[str]) -> Iterator[list[str]]:
-    """SOQL literals, so many at a time as a URL takes."""
-    portion: list[str] = []
-    size = 0
-    for external_id in external_ids:
-        literal = "'" + external_id.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        if portion and size + len(literal) > QUERY_CHARACTERS:
-            yield portion
-            portion, size = [], 0
-        portion.append(literal)
-        size += len(literal) + 1
-    if portion:
-        yield portion
+def _errors(reply: Reply) -> list[_Error]:
+    try:
+        return reply.parse(ERRORS)
+    except RequestFailed:  # a proxy's page, or the token endpoint's other shape
+        return []

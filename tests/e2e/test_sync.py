@@ -1,0 +1,138 @@
+"""Leads flow on a real scheduler. The tests share one world and go over it in order; each ends in step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from demo import lead_store
+from tests.e2e.conftest import Airflow
+
+SINCE = "2020-01-01T00:00:00Z"
+
+
+def fill(airflow: Airflow, appkey: str, count: int) -> None:
+    airflow.hive.execute(
+        "INSERT INTO customer (appkey, uid, name) SELECT %s, n, 'Lead ' || n FROM generate_series(1, %s) n",
+        (appkey, count),
+    )
+
+
+def test_a_first_run_an_update_and_a_delete(airflow: Airflow) -> None:
+    fill(airflow, "FIRST", 300)
+    run_id = airflow.run()
+    assert {"hubspot", "salesforce"} <= set(airflow.tasks(run_id))
+    assert airflow.counts(run_id, 0)["delivered"] == 300
+    airflow.assert_in_step()
+    lead_store.update(airflow.hive, "FIRST", 1, "Newer 😀", "1", None)
+    lead_store.delete(airflow.hive, "FIRST", 2)
+    assert airflow.counts(airflow.run(), 1)["delivered"] == 2
+    airflow.assert_in_step()
+
+
+def test_a_rejected_lead_shows_in_the_label(airflow: Airflow) -> None:
+    fill(airflow, "REJECT", 30)
+    airflow.hive.execute("UPDATE customer SET email = 'no address' WHERE appkey = 'REJECT' AND uid = 5")
+    run_id = airflow.run()
+    assert {"hubspot: 1 dead letters", "salesforce: 1 dead letters"} <= set(airflow.tasks(run_id))
+    airflow.hive.execute("UPDATE customer SET email = 'li@example.com' WHERE appkey = 'REJECT' AND uid = 5")
+    assert {"hubspot", "salesforce"} <= set(airflow.tasks(airflow.run()))
+    airflow.assert_in_step()
+
+
+def test_a_refused_load_fails_at_once_and_goes_on_when_cleared(airflow: Airflow) -> None:
+    fill(airflow, "QUOTA", 10)
+    airflow.simulators["salesforce"].faults(quota_spent=True)
+    old = airflow.trigger()
+    assert airflow.wait(old) == "failed"
+    tasks = airflow.tasks(old)
+    assert tasks["salesforce"]["try_number"] == 1
+    assert tasks["hubspot"]["state"] == "success"
+    assert tasks["commit_watermark"]["state"] == "upstream_failed"
+    # A newer state goes out with a newer run; the older run, cleared after it, sends nothing old.
+    airflow.simulators["salesforce"].faults()
+    lead_store.update(airflow.hive, "QUOTA", 3, "Newer", "1", None)
+    airflow.run()
+    airflow.assert_in_step()
+    airflow.clear(old, "load", 1)
+    assert airflow.wait(old) == "success"
+    assert airflow.counts(old, 1)["overtaken"] == 10
+    airflow.assert_in_step()
+
+
+def test_a_crm_that_is_away_comes_back_within_the_retries(airflow: Airflow) -> None:
+    fill(airflow, "DOWN", 10)
+    airflow.simulators["hubspot"].faults(server_error={"rate": 1})
+    run_id = airflow.trigger()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if airflow.tasks(run_id).get("hubspot", {}).get("state") == "up_for_retry":
+            break
+        time.sleep(0.3)
+    airflow.simulators["hubspot"].faults()
+    assert airflow.wait(run_id) == "success"
+    assert airflow.tasks(run_id)["hubspot"]["try_number"] > 1
+    airflow.assert_in_step()
+
+
+def test_backfill_and_dry_run(airflow: Airflow) -> None:
+    before = [len(simulator.journal()) for simulator in airflow.simulators.values()]
+    report = airflow.counts(airflow.run(since=SINCE, dry_run=True), 0)
+    assert report["created"] == report["updated"] == 0
+    assert report["unchanged"] > 0
+    run_id = airflow.run(since=SINCE)
+    assert airflow.counts(run_id, 0)["delivered"] == 0
+    assert [len(simulator.journal()) for simulator in airflow.simulators.values()] == before
+    run_id = airflow.run(since=SINCE, resend=True, destinations=["hubspot"])
+    assert airflow.counts(run_id, 0)["delivered"] > 0
+    airflow.assert_in_step()
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"since": "2020-01-01T00:00:00"},
+        {"until": SINCE},
+        {"since": SINCE, "until": "2019-01-01T00:00:00Z"},
+        {"destinations": ["nobody"]},
+        {"sinse": SINCE},
+    ],
+)
+def test_wrong_parameters_are_refused(airflow: Airflow, conf: dict[str, object]) -> None:
+    reply = airflow.stack.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None, "conf": conf})
+    if reply.ok:
+        run_id = reply.json()["dag_run_id"]
+        assert airflow.wait(run_id) == "failed"
+        assert airflow.tasks(run_id)["extract"]["try_number"] == 1
+    else:
+        assert reply.status_code == 400
+    airflow.assert_in_step()
+
+
+def test_a_load_killed_in_the_middle_is_taken_up_again(airflow: Airflow) -> None:
+    fill(airflow, "KILL", 12_000)
+    airflow.simulators["hubspot"].faults(latency=0.8)
+    run_id = airflow.trigger()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and len(airflow.simulators["hubspot"].records()) < 1_000:
+        time.sleep(0.1)
+    os.kill(_sending(airflow), signal.SIGKILL)
+    lead_store.update(airflow.hive, "KILL", 1, "Newer", "1", None)
+    airflow.simulators["hubspot"].faults()
+    assert airflow.wait(run_id) == "success"
+    assert airflow.tasks(run_id)["hubspot"]["try_number"] == 2
+    airflow.run()
+    airflow.assert_in_step()
+
+
+def _sending(airflow: Airflow) -> int:
+    """The process of the task that has connections to HubSpot."""
+    port = airflow.layout.port_of("hubspot")
+    for connection in psutil.net_connections("tcp"):
+        if connection.pid not in (None, os.getpid()) and connection.raddr and connection.raddr.port == port:
+            return int(connection.pid)
+    raise AssertionError("no task is sending to HubSpot")

@@ -1,0 +1,330 @@
+"""The HTTP client against a real server: what each reply means, what is sent again, and what stays secret."""
+
+from __future__ import annotations
+
+import gzip
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import TypeAdapter
+from tests.support.scripted import Answer, Scripted, running_script
+from tests.support.servers import free_port
+
+from leadsync.crm.http import Access, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
+from leadsync.errors import AccessError, FenceLost, LeadsyncError, QuotaExceeded
+
+TOKEN = "s3cret-token"
+
+
+@pytest.fixture
+def script() -> Iterator[Scripted]:
+    with running_script() as running:
+        yield running
+
+
+class Client:
+    """A client of one scripted server, with what it slept and how often it asked whether it may send."""
+
+    def __init__(self, url: str, explain: Callable[[Reply], LeadsyncError | None] = lambda reply: None) -> None:
+        self.slept: list[float] = []
+        self.asked = 0
+        self.http = HTTPClient(
+            "CRM", requests_per_second=1000, connect_timeout=0.5, read_timeout=0.3, before_request=self._ask,
+            explain=explain, sleep=self.slept.append,
+        )  # fmt: skip
+        self.credentials = StaticToken("CRM", Access(url, TOKEN))
+
+    def _ask(self) -> None:
+        self.asked += 1
+
+    def get(self, path: str = "/x?secret=1", **content: Any) -> Reply:
+        return self.http.request("GET", path, self.credentials, **content)
+
+
+@pytest.fixture
+def client(script: Scripted) -> Iterator[Client]:
+    made = Client(script.url)
+    yield made
+    made.http.close()
+
+
+def test_a_request_carries_token_and_json(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(json={"ok": 1})]
+    reply = client.http.request("POST", "/leads", client.credentials, json={"name": "Zoë 🌍"})
+    assert reply.parse(TypeAdapter(dict[str, int])) == {"ok": 1}
+    (request,) = script.requests
+    assert (request.method, request.path) == ("POST", "/leads")
+    assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+    assert request.headers["Content-Type"] == "application/json"
+    assert request.body == '{"name":"Zoë 🌍"}'.encode()
+
+
+@pytest.mark.parametrize("status", [400, 409, 413, 422, 200, 204, 207])
+def test_the_adapter_judges_successes_and_refused_data(script: Scripted, client: Client, status: int) -> None:
+    script.answers = [Answer(status)]
+    assert client.get().status == status
+
+
+@pytest.mark.parametrize("status", [408, 423, 425, 500, 502, 503, 504])
+def test_what_may_pass_is_one_failure_and_not_sent_again(script: Scripted, client: Client, status: int) -> None:
+    script.answers = [Answer(status)]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.sent, caught.value.retry_after) == (str(status), True, None)
+    assert len(script.requests) == 1
+    assert client.slept == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 410, 301, 302, 307])
+def test_what_a_person_has_to_mend_is_an_access_error(script: Scripted, client: Client, status: int) -> None:
+    script.answers = [Answer(status, headers={"Location": script.url + "/elsewhere"})]
+    with pytest.raises(AccessError, match="401" if status == 401 else str(status)):
+        client.get()
+    assert len(script.requests) == 1
+
+
+def test_short_throttling_is_waited_out(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(429, headers={"Retry-After": "3"}), Answer(429, headers={"Retry-After": "10"}), Answer()]
+    assert client.get().status == 200
+    assert client.slept == [3, 10]
+    assert client.asked == 3
+
+
+def test_throttling_is_waited_out_twice_at_most(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(429, headers={"Retry-After": "2"})]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.retry_after, client.slept) == ("429", 2, [2, 2])
+    assert len(script.requests) == client.asked == 3
+
+
+def test_throttling_without_a_word_on_how_long_is_waited_out_too(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(429)]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.retry_after, client.slept) == ("429", None, [1, 4])
+    assert len(script.requests) == client.asked == 3
+
+
+def test_long_throttling_is_left_to_the_load(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(429, headers={"Retry-After": "11"})]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.retry_after, client.slept, len(script.requests)) == (11, [], 1)
+
+
+def test_an_unavailable_crm_is_not_sent_to_again_even_when_it_says_when(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(503, headers={"Retry-After": "1"})]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.retry_after, client.slept, len(script.requests)) == (1, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [("120", 120, 120), (formatdate(time.time() + 500, usegmt=True), 400, 500), (formatdate(0, usegmt=True), 0, 0)],
+)
+def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
+    found = Reply(503, {"Retry-After": value}, b"").retry_after
+    assert found is not None
+    assert low <= found <= high
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1e3", "nan", "Tue, 24 Nov 2026 01:48:43"])
+def test_a_retry_after_that_makes_no_sense_is_none(value: str) -> None:
+    assert Reply(503, {"Retry-After": value}, b"").retry_after is None
+
+
+def test_the_vendor_explains_first(script: Scripted) -> None:
+    client = Client(script.url, lambda reply: QuotaExceeded("spent") if reply.status == 429 else None)
+    script.answers = [Answer(429, headers={"Retry-After": "1"})]
+    with pytest.raises(QuotaExceeded, match="spent"):
+        client.get()
+    assert client.slept == []
+    client.http.close()
+
+
+def test_a_refused_connection_sent_nothing() -> None:
+    client = Client(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.sent) == ("connection", False)
+    client.http.close()
+
+
+def test_a_name_that_does_not_exist_sent_nothing() -> None:
+    client = Client("http://no-such-host.invalid")
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.sent) == ("connection", False)
+    client.http.close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_an_access_error(tmp_path: Path) -> None:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.OID_COMMON_NAME, "crm")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "pem").write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "pem")
+    with running_script(tls) as script:
+        client = Client(script.url)
+        with pytest.raises(AccessError, match="certificate"):
+            client.get()
+        assert script.requests == []
+        client.http.close()
+
+
+def _dribble(write: Callable[[bytes], object]) -> None:
+    write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    for _ in range(200):
+        write(b" ")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (lambda write: None, "connection"),
+        (lambda write: write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[1,"), "connection"),
+        (lambda write: time.sleep(1), "timeout"),
+        (lambda write: (write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[1,"), time.sleep(1)), "timeout"),
+        (_dribble, "timeout"),
+        (
+            lambda write: write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n[1]"),
+            "malformed_reply",
+        ),
+    ],
+    ids=["closed", "cut short", "silent", "stops halfway", "dribbles for ever", "broken encoding"],
+)
+def test_a_reply_that_does_not_come_is_in_doubt(
+    script: Scripted, client: Client, raw: Callable[[Callable[[bytes], object]], None], code: str
+) -> None:
+    script.answers = [Answer(raw=raw)]
+    with pytest.raises(RequestFailed) as caught:
+        client.get()
+    assert (caught.value.code, caught.value.sent) == (code, True)
+    assert len(script.requests) == 1
+
+
+def test_a_reply_in_chunks_and_compressed_is_whole(script: Scripted, client: Client) -> None:
+    data = gzip.compress(b'"%s"' % (b"x" * 300_000))
+
+    def chunked(write: Callable[[bytes], object]) -> None:
+        write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for start in range(0, len(data), 100):
+            part = data[start : start + 100]
+            write(b"%x\r\n%s\r\n" % (len(part), part))
+        write(b"0\r\n\r\n")
+
+    script.answers = [Answer(raw=chunked)]
+    assert client.get().parse(TypeAdapter(str)) == "x" * 300_000
+
+
+def test_connections_are_kept(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(json=[])]
+    for _ in range(3):
+        client.get()
+    assert len(client.http._session.get_adapter(script.url).poolmanager.pools) == 1  # type: ignore[attr-defined]
+    (pool,) = client.http._session.get_adapter(script.url).poolmanager.pools._container.values()  # type: ignore[attr-defined]
+    assert (pool.num_connections, pool.num_requests) == (1, 3)
+
+
+def test_a_lost_fence_stops_everything(script: Scripted) -> None:
+    def lost() -> None:
+        raise FenceLost("lost")
+
+    http = HTTPClient(
+        "CRM", requests_per_second=9, connect_timeout=1, read_timeout=1, before_request=lost, explain=lambda reply: None
+    )
+    with pytest.raises(FenceLost):
+        http.request("GET", "/", StaticToken("CRM", Access(script.url, "t")))
+    assert script.requests == []
+    http.close()
+
+
+def test_it_asks_last_whether_it_may_send(script: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pacing may take long, and the fence be lost meanwhile."""
+    asked_while_waiting: list[int] = []
+    monkeypatch.setattr(Pacer, "wait", lambda pacer: asked_while_waiting.append(client.asked))
+    script.answers = [Answer(429), Answer()]
+    client.get()
+    assert asked_while_waiting == [0, 1]
+    assert client.asked == 2
+
+
+def test_no_error_tells_address_token_or_body(
+    script: Scripted, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    for answer in (Answer(503, body=b"ada@example.org"), Answer(403), Answer(raw=lambda write: None)):
+        script.answers = [answer]
+        with pytest.raises(LeadsyncError) as caught:
+            client.get(json={"email": "ada@example.org"})
+        text = f"{caught.value!r} {caught.value.__cause__!r}"
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+        for private in (TOKEN, "secret=1", "127.0.0.1", "ada@example.org"):
+            assert private not in text
+    assert TOKEN not in caplog.text
+    assert "ada@example.org" not in caplog.text
+    assert TOKEN not in repr(client.credentials.access())
+
+
+def test_a_netrc_does_not_replace_the_token(
+    script: Scripted, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("default login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    script.answers = [Answer()]
+    client.get()
+    assert script.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
+    client.http.send("POST", f"{script.url}/login", form={"client_secret": "x"})
+    assert "Authorization" not in script.requests[1].headers
+
+
+def test_cookies_are_not_kept(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(headers={"Set-Cookie": "a=b"})]
+    client.get()
+    client.get()
+    assert "Cookie" not in script.requests[1].headers
+
+
+def test_a_malformed_reply_keeps_its_text_out_of_the_error() -> None:
+    with pytest.raises(RequestFailed) as caught:
+        Reply(200, {}, b"<html>ada@example.org \xff").parse(TypeAdapter(list[int]))
+    assert caught.value.code == "malformed_reply"
+    assert caught.value.reply == "<html>ada@example.org \ufffd"
+    assert "ada" not in str(caught.value)
+
+
+def test_the_pacer_spaces_requests_evenly() -> None:
+    now, slept = 100.0, list[float]()
+    pacer = Pacer(4, clock=lambda: now, sleep=slept.append)
+    for _ in range(4):
+        pacer.wait()
+    assert slept == [0.25, 0.5, 0.75]
+    now = 200.0
+    pacer.wait()  # what was not used is not saved up
+    pacer.wait()
+    assert slept[3:] == [0.25]
+
+
+def test_the_longest_request_sums_all_time_outs(client: Client) -> None:
+    assert client.http.longest_request == pytest.approx(3 * 0.5 + 2 * 0.3)
