@@ -231,7 +231,7 @@ def test_one_contact(client: Client) -> None:
         client.call("GET", f"{CONTACTS}/A:1%2F2", properties=f"{KEY},city", idProperty=KEY),
     ):
         assert found.json()["properties"].items() >= {KEY: "A:1/2", "city": "Berlin"}.items()
-    assert client.call("GET", f"{CONTACTS}/999").json()["category"] == "OBJECT_NOT_FOUND"
+    assert client.call("GET", f"{CONTACTS}/999999999").json()["category"] == "OBJECT_NOT_FOUND"
     assert client.call("GET", f"{CONTACTS}/nobody", idProperty=KEY).status_code == 404
 
 

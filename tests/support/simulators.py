@@ -40,7 +40,6 @@ class Simulator:
         self._data = data_dir
         self.log = data_dir / "log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._http = requests.Session()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -59,7 +58,7 @@ class Simulator:
             if self._process.poll() is not None:
                 break
             try:
-                if self._http.get(f"{self.url}/_demo/health", timeout=1).status_code == 200:
+                if requests.get(f"{self.url}/_demo/health", timeout=1).status_code == 200:
                     return
             except requests.ConnectionError:
                 time.sleep(0.025)
@@ -81,14 +80,9 @@ class Simulator:
         process.send_signal(how)
         return process.wait(10)
 
-    def close(self) -> None:
-        """Ends it for good."""
-        self.stop()
-        self._http.close()
-
     def get(self, what: str) -> Any:
         """What `/_demo/<what>` says."""
-        reply = self._http.get(f"{self.url}/_demo/{what}", timeout=30)
+        reply = requests.get(f"{self.url}/_demo/{what}", timeout=30)
         reply.raise_for_status()
         return reply.json()
 
@@ -109,7 +103,7 @@ class Simulator:
 
     def faults(self, **faults: Any) -> None:
         """Replaces the faults."""
-        self._http.post(f"{self.url}/_demo/faults", json=faults, timeout=10).raise_for_status()
+        requests.post(f"{self.url}/_demo/faults", json=faults, timeout=10).raise_for_status()
 
     def clear_faults(self) -> None:
         """Switches all faults off."""
@@ -117,7 +111,7 @@ class Simulator:
 
     def reset(self) -> None:
         """Forgets records, journal, faults and counters."""
-        self._http.post(f"{self.url}/_demo/reset", timeout=10).raise_for_status()
+        requests.post(f"{self.url}/_demo/reset", timeout=10).raise_for_status()
 
 
 @contextmanager
@@ -129,4 +123,4 @@ def running_simulator(kind: str, data_dir: Path | None = None) -> Iterator[Simul
             simulator.start()
             yield simulator
         finally:
-            simulator.close()
+            simulator.stop()

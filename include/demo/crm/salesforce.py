@@ -15,19 +15,16 @@ import orjson
 
 from demo.crm.faults import FaultBox
 from demo.crm.salesforce_fields import FIELDS, KEY, REQUIRED, Problem, number_of, record_id
-from demo.crm.soql import MalformedQuery, Query, parse
+from demo.crm.salesforce_query import Queries, shown
 from demo.crm.store import Row, Store
 from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
 DATA = r"/services/data/v(?P<version>4[6-9]|[5-9]\d)\.0"
 LEAD = rf"{DATA}/sobjects/(?P<kind>\w+)"
 MAX_BATCH = 200
-MAX_PAGE = 2000
-MAX_CURSORS = 10
 MAX_TARGET = 16_384
 DAILY = 1_000_000
 LOGIN = "/services/oauth2/token"
-SYSTEM = ("Id", "IsDeleted", "CreatedDate", "LastModifiedDate", "SystemModstamp", "Name")
 
 
 class Salesforce(Vendor):
@@ -40,7 +37,7 @@ class Salesforce(Vendor):
     def __init__(self, store: Store, faults: FaultBox, *credentials: str) -> None:
         super().__init__(store, faults, *credentials)
         self._tokens: set[str] = set()
-        self._cursors: dict[str, tuple[list[int], Query]] = {}
+        self._queries = Queries(store)
         self._requests = 0
 
     def routes(self) -> list[Route]:
@@ -237,68 +234,25 @@ class Salesforce(Vendor):
         names = asked.split(",") if asked else list(FIELDS)
         if unknown := [name for name in names if name not in FIELDS]:
             raise Refusal(_error(400, "INVALID_FIELD", f"No such column '{unknown[0]}' on sobject of type Lead"))
-        return Response(200, _shown(row, names, request.params["version"]))
+        return Response(200, shown(row, names, request.params["version"]))
 
     def _delete(self, request: Request) -> Response:
         self.store.delete(self._one(request))
         return Response(204)
 
     def _query(self, request: Request) -> Response:
+        deleted = request.params["all"] == "queryAll"
         try:
-            query = parse(request.query.get("q", ""))
-        except MalformedQuery as error:
-            raise Refusal(_error(400, "MALFORMED_QUERY", str(error))) from None
-        if query.object != "Lead":
-            raise Refusal(_error(400, "INVALID_TYPE", f"sObject type '{query.object}' is not supported."))
-        used = [*query.fields, *(condition.field for condition in query.conditions)]
-        for name in [*used, query.order[0]] if query.order else used:
-            if name not in FIELDS:
-                raise Refusal(_error(400, "INVALID_FIELD", f"No such column '{name}' on entity 'Lead'."))
-        for condition in query.conditions:
-            field = FIELDS[condition.field]
-            if not all(value is None or field.matches(value) for value in condition.values):
-                message = f"value of filter criterion for field '{field.name}' must be of type {field.type}"
-                raise Refusal(_error(400, "INVALID_FIELD", message))
-        numbers = self._matching(query, deleted=request.params["all"] == "queryAll")
-        cursor = f"01g{secrets.token_hex(7)}"
-        if len(numbers) > MAX_PAGE:
-            while len(self._cursors) >= MAX_CURSORS:
-                del self._cursors[next(iter(self._cursors))]
-            self._cursors[cursor] = (numbers, query)
-        return self._page(request, cursor, numbers, query, 0)
+            return Response(200, self._queries.first(request.query.get("q", ""), request.params["version"], deleted))
+        except Problem as problem:
+            raise Refusal(_error(400, problem.code, str(problem))) from None
 
     def _more(self, request: Request) -> Response:
-        cursor = request.params["cursor"]
-        if cursor not in self._cursors:
-            raise Refusal(_error(400, "INVALID_QUERY_LOCATOR", "invalid query locator"))
-        return self._page(request, cursor, *self._cursors[cursor], int(request.params["first"]))
-
-    def _matching(self, query: Query, *, deleted: bool) -> list[int]:
-        """Numbers of the records that the query finds, in its order."""
-        keys = [c.values for c in query.conditions if c.field == KEY and c.operator in ("=", "IN")]
-        rows = self.store.select(external_ids=[str(value) for value in keys[0]] if keys else None, deleted=deleted)
-        found = [row for row in rows if all(
-            condition.holds(_value(row, condition.field), case_sensitive=condition.field in (KEY, "Id"))
-            for condition in query.conditions
-        )]  # fmt: skip
-        if query.order:
-            # Records without a value come first: None can't be compared with the others.
-            name, descending = query.order
-            bare = [row for row in found if _value(row, name) is None]
-            rest = [row for row in found if _value(row, name) is not None]
-            found = [*bare, *sorted(rest, key=lambda row: _value(row, name))][:: -1 if descending else 1]
-        return [row.number for row in found[: query.limit]]
-
-    def _page(self, request: Request, cursor: str, numbers: list[int], query: Query, first: int) -> Response:
-        part = numbers[first : first + MAX_PAGE]
-        rows = {row.number: row for row in self.store.select(numbers=part, deleted=True)}
-        version = request.params["version"]
-        records = [_shown(rows[number], query.fields, version) for number in part if number in rows]
-        done = first + MAX_PAGE >= len(numbers)
-        document = {"totalSize": len(numbers), "done": done, "records": records}
-        if not done:
-            document["nextRecordsUrl"] = f"/services/data/v{version}.0/query/{cursor}-{first + MAX_PAGE}"
-        return Response(200, document)
+        cursor, first = request.params["cursor"], int(request.params["first"])
+        try:
+            return Response(200, self._queries.more(cursor, first, request.params["version"]))
+        except Problem as problem:
+            raise Refusal(_error(400, problem.code, str(problem))) from None
 
     def _describe(self, request: Request) -> Response:
         _check_kind(request)
@@ -343,23 +297,6 @@ def _object(request: Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Refusal(_error(400, "JSON_PARSER_ERROR", "The body must be a JSON object"))
     return document
-
-
-def _value(row: Row, name: str) -> Any:
-    if name == "Id":
-        return record_id(row.number)
-    if name == "IsDeleted":
-        return row.deleted
-    if name in SYSTEM:
-        at = row.created_at if name == "CreatedDate" else row.updated_at
-        full_name = " ".join(filter(None, (row.fields.get("FirstName"), row.fields.get("LastName"))))
-        return full_name if name == "Name" else FIELDS[name].shown(at)
-    return FIELDS[name].shown(row.fields.get(name))
-
-
-def _shown(row: Row, names: Any, version: str) -> dict[str, Any]:
-    url = f"/services/data/v{version}.0/sobjects/Lead/{record_id(row.number)}"
-    return {"attributes": {"type": "Lead", "url": url}, **{name: _value(row, name) for name in names}}
 
 
 def _failure(problem: Problem) -> dict[str, Any]:
