@@ -50,6 +50,7 @@ class Simulator:
 
     def start(self, *options: str) -> None:
         """Starts it (again) on its port and its data; `options` are those of the command line."""
+        self._data.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "demo.crm", self.kind, "--port", str(self.port), "--data", str(self._data)]
         with self.log.open("ab") as log:
             environment = {**os.environ, **SECRETS, "PYTHONPATH": str(INCLUDE)}
@@ -60,7 +61,7 @@ class Simulator:
             try:
                 if requests.get(f"{self.url}/_demo/health", timeout=1).status_code == 200:
                     return
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.025)
         self.kill()
         raise RuntimeError(f"the {self.kind} simulator did not start:\n{self.log.read_text()}")
