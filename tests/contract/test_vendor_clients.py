@@ -2,60 +2,122 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-import requests
 from hubspot import HubSpot
 from hubspot.crm.contacts import (
+    ApiException,
     BatchInputSimplePublicObjectBatchInputUpsert,
     BatchInputSimplePublicObjectId,
+    BatchReadInputSimplePublicObjectId,
     SimplePublicObjectBatchInputUpsert,
 )
 from simple_salesforce import Salesforce
-from simple_salesforce.exceptions import SalesforceResourceNotFound
+from simple_salesforce.exceptions import SalesforceExpiredSession, SalesforceResourceNotFound
 
-from tests.support.simulators import SECRETS, Simulator
+from tests.contract.calls import Client
+from tests.support.simulators import Simulator
 
-
-def test_hubspot_api_client(hubspot: Simulator) -> None:
-    client = HubSpot(access_token=SECRETS["DEMO_CRM_TOKEN"])
-    batch = client.crm.contacts.batch_api
-    batch.api_client.configuration.host = hubspot.url
-
-    def upsert(email: str) -> object:
-        lead = SimplePublicObjectBatchInputUpsert(
-            id="A:1", id_property="leadsync_external_id", properties={"email": email}, object_write_trace_id="0"
-        )
-        return batch.upsert(BatchInputSimplePublicObjectBatchInputUpsert(inputs=[lead]))
-
-    created = upsert("a@example.com")
-    assert created.results[0].new is True  # type: ignore[attr-defined]
-    assert upsert("b@example.com").results[0].new is False  # type: ignore[attr-defined]
-    refused = upsert("nonsense")
-    assert refused.num_errors == 1  # type: ignore[attr-defined]
-    batch.archive(BatchInputSimplePublicObjectId(inputs=[{"id": created.results[0].id}]))  # type: ignore[attr-defined]
-    assert hubspot.records() == {}
+KEY = "leadsync_external_id"
 
 
-def test_simple_salesforce(salesforce: Simulator) -> None:
-    login = {
-        "grant_type": "client_credentials",
-        "client_id": SECRETS["DEMO_CRM_CLIENT_ID"],
-        "client_secret": SECRETS["DEMO_CRM_CLIENT_SECRET"],
-    }
-    token = requests.post(f"{salesforce.url}/services/oauth2/token", data=login, timeout=5).json()["access_token"]
-    client = Salesforce(instance_url=salesforce.url, session_id=token, version="62.0")
+@pytest.fixture
+def contacts(hubspot: Simulator) -> Any:
+    # Every look at an attribute of the client makes a new object with the vendor's address, so these are kept.
+    api = HubSpot(access_token=hubspot.token).crm.contacts
+    kept = SimpleNamespace(batch_api=api.batch_api, basic_api=api.basic_api)
+    for part in (kept.batch_api, kept.basic_api):
+        part.api_client.configuration.host = hubspot.url
+    return kept
+
+
+@pytest.fixture
+def salesforce_client(salesforce: Simulator) -> Salesforce:
+    client = Salesforce(instance_url=salesforce.url, session_id=Client(salesforce).token, version="62.0")
     client.base_url = f"{salesforce.url}/services/data/v62.0/"  # it insists on https otherwise
-    leads = client.Lead
-    leads.base_url = f"{salesforce.url}/services/data/v62.0/sobjects/Lead/"
-    lead = {"LastName": "Li", "Company": "X"}
-    assert leads.upsert("Leadsync_Id__c/A:1", lead) in (200, 201)
-    record = {"attributes": {"type": "Lead"}, "Leadsync_Id__c": "A:2", **lead}
-    results = client.restful(
-        "composite/sobjects/Lead/Leadsync_Id__c", method="PATCH", json={"allOrNone": False, "records": [record]}
+    return client
+
+
+def upsert(contacts: Any, **emails: str) -> Any:
+    return contacts.batch_api.upsert(BatchInputSimplePublicObjectBatchInputUpsert(inputs=[
+        SimplePublicObjectBatchInputUpsert(
+            id=name, id_property=KEY, properties={"email": email}, object_write_trace_id=name
+        )
+        for name, email in emails.items()
+    ]))  # fmt: skip
+
+
+def test_hubspot_upserts_created_and_updated(contacts: Any, hubspot: Simulator) -> None:
+    first = upsert(contacts, a="a@example.com")
+    assert type(first).__name__ == "BatchResponseSimplePublicUpsertObject"
+    assert (first.status, first.results[0].new) == ("COMPLETE", True)
+    second = upsert(contacts, a="b@example.com", c="c@example.com")
+    assert {item.properties[KEY]: item.new for item in second.results} == {"a": False, "c": True}
+    assert hubspot.records()["a"]["email"] == "b@example.com"
+
+
+def test_hubspot_answers_with_several_statuses(contacts: Any) -> None:
+    mixed = upsert(contacts, a="a@example.com", b="nonsense")
+    assert type(mixed).__name__ == "BatchResponseSimplePublicUpsertObjectWithErrors"
+    assert mixed.num_errors == 1
+    assert mixed.errors[0].context == {"objectWriteTraceId": ["b"]}
+    assert [item.properties[KEY] for item in mixed.results] == ["a"]
+
+
+def test_hubspot_reads_and_archives(contacts: Any, hubspot: Simulator) -> None:
+    crm_id = upsert(contacts, a="a@example.com").results[0].id
+    wanted = BatchReadInputSimplePublicObjectId(
+        id_property=KEY, properties=["email"], properties_with_history=[], inputs=[{"id": "a"}, {"id": "b"}]
     )
-    assert results[0]["created"] is True
-    assert client.query("SELECT Id, LastName FROM Lead WHERE Leadsync_Id__c IN ('A:1', 'A:2')")["totalSize"] == 2
-    leads.delete("Leadsync_Id__c/A:1")
+    found = contacts.batch_api.read(wanted)
+    assert [item.properties["email"] for item in found.results] == ["a@example.com"]
+    assert found.errors[0].context == {"ids": ["b"]}
+    assert contacts.basic_api.get_by_id("a", id_property=KEY, properties=["email"]).id == crm_id
+    contacts.batch_api.archive(BatchInputSimplePublicObjectId(inputs=[{"id": crm_id}]))
+    assert hubspot.records() == {}
+    with pytest.raises(ApiException) as caught:
+        contacts.basic_api.get_by_id("a", id_property=KEY)
+    assert caught.value.status == 404
+
+
+def test_salesforce_upserts_and_deletes_single_leads(salesforce_client: Salesforce, salesforce: Simulator) -> None:
+    leads = salesforce_client.Lead
+    leads.base_url = f"{salesforce_client.base_url}sobjects/Lead/"
+    assert leads.upsert("Leadsync_Id__c/A:1", {"LastName": "Li", "Company": "X"}) == 201
+    assert leads.upsert("Leadsync_Id__c/A:1", {"City": "Berlin"}) == 200
+    found = leads.get_by_custom_id("Leadsync_Id__c", "A:1")
+    assert (found["City"], leads.get(found["Id"])["City"]) == ("Berlin", "Berlin")
+    assert leads.describe()["name"] == "Lead"
+    assert leads.delete(found["Id"]) == 204
     with pytest.raises(SalesforceResourceNotFound):
         leads.get("Leadsync_Id__c/A:1")
-    assert set(salesforce.records()) == {"A:2"}
+    assert salesforce.records() == {}
+
+
+def test_salesforce_collections_and_queries(salesforce_client: Salesforce, salesforce: Simulator) -> None:
+    lead = {"attributes": {"type": "Lead"}, "LastName": "Li", "Company": "X"}
+    for first in range(0, 2_200, 200):
+        records = [{**lead, "Leadsync_Id__c": f"A:{number}"} for number in range(first, first + 200)]
+        results = salesforce_client.restful(
+            "composite/sobjects/Lead/Leadsync_Id__c", method="PATCH", json={"allOrNone": False, "records": records}
+        )
+        assert all(result["created"] for result in results)
+    page = salesforce_client.query("SELECT Id, LastName FROM Lead")
+    assert (page["totalSize"], page["done"]) == (2_200, False)
+    rest = salesforce_client.query_more(page["nextRecordsUrl"].rpartition("/")[2])
+    assert len(page["records"]) + len(rest["records"]) == 2_200
+    assert salesforce_client.api_usage["api-usage"].used == salesforce.stats()["requests"]
+    assert salesforce_client.limits()["DailyApiRequests"]["Max"] > 0
+    results = salesforce_client.restful(
+        "composite/sobjects", {"ids": page["records"][0]["Id"], "allOrNone": "false"}, method="DELETE"
+    )
+    assert results[0]["success"] is True
+    assert len(salesforce.records()) == 2_199
+
+
+def test_salesforce_tells_an_ended_session(salesforce_client: Salesforce, salesforce: Simulator) -> None:
+    salesforce.faults(expire_tokens=True)
+    with pytest.raises(SalesforceExpiredSession):
+        salesforce_client.query("SELECT Id FROM Lead")

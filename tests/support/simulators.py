@@ -27,72 +27,101 @@ INCLUDE = Path(__file__).parents[2] / "include"
 
 
 class Simulator:
-    """A handle on one simulator."""
+    """A handle on one simulator; it keeps port and data over `stop` or `kill` and `start`."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    token = SECRETS["DEMO_CRM_TOKEN"]
+    client_id = SECRETS["DEMO_CRM_CLIENT_ID"]
+    client_secret = SECRETS["DEMO_CRM_CLIENT_SECRET"]
+
+    def __init__(self, kind: str, data_dir: Path) -> None:
         self.kind = kind
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
+        self._data = data_dir
+        self.log = data_dir / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
         """What the connection of a destination says."""
         if self.kind == "hubspot":
-            return Endpoint(self.url, password=SECRETS["DEMO_CRM_TOKEN"])
-        return Endpoint(self.url, SECRETS["DEMO_CRM_CLIENT_ID"], SECRETS["DEMO_CRM_CLIENT_SECRET"])
+            return Endpoint(self.url, password=self.token)
+        return Endpoint(self.url, self.client_id, self.client_secret)
 
-    def start(self) -> None:
-        """Starts it (again) on its port and its data."""
-        command = [sys.executable, "-m", "demo.crm", self.kind, "--port", str(self.port), "--data", str(self._folder)]
-        with (self._folder / "log").open("ab") as log:
+    def start(self, *options: str) -> None:
+        """Starts it (again) on its port and its data; `options` are those of the command line."""
+        self._data.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "demo.crm", self.kind, "--port", str(self.port), "--data", str(self._data)]
+        with self.log.open("ab") as log:
             environment = {**os.environ, **SECRETS, "PYTHONPATH": str(INCLUDE)}
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        for _ in range(400):
+            self._process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
+        for _ in range(800):
+            if self._process.poll() is not None:
+                break
             try:
-                requests.get(f"{self.url}/_demo/health", timeout=1)
-                return
-            except requests.ConnectionError:
+                if requests.get(f"{self.url}/_demo/health", timeout=1).status_code == 200:
+                    return
+            except requests.RequestException:
                 time.sleep(0.025)
-        raise RuntimeError((self._folder / "log").read_text())
+        self.kill()
+        raise RuntimeError(f"the {self.kind} simulator did not start:\n{self.log.read_text()}")
 
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        """Ends it; SIGKILL for a crash."""
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(10)
-            self._process = None
+    def stop(self) -> int | None:
+        """Ends it in order (SIGTERM); returns its exit status, None when it was not running."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash does (SIGKILL)."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.send_signal(how)
+        return process.wait(10)
 
     def get(self, what: str) -> Any:
         """What `/_demo/<what>` says."""
-        return requests.get(f"{self.url}/_demo/{what}", timeout=10).json()
+        reply = requests.get(f"{self.url}/_demo/{what}", timeout=30)
+        reply.raise_for_status()
+        return reply.json()
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Live records: external id → fields."""
-        return {key: record["fields"] for key, record in self.get("records").items()}
+    def records(self, *, deleted: bool = False) -> dict[str, dict[str, Any]]:
+        """External id → fields, of live records, and with `deleted` also of deleted ones."""
+        found = self.get("records?deleted=true" if deleted else "records")
+        return {key: record["fields"] for key, record in found.items()}
 
-    def journal(self) -> list[dict[str, Any]]:
+    def journal(self, after: int = 0) -> list[dict[str, Any]]:
         """Accepted changes, in order."""
-        found: list[dict[str, Any]] = self.get("journal")
+        found: list[dict[str, Any]] = self.get(f"journal?after={after}")
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of records, doubles, changes and requests."""
+        found: dict[str, Any] = self.get("stats")
         return found
 
     def faults(self, **faults: Any) -> None:
-        """Replaces the faults; none are left without arguments."""
+        """Replaces the faults."""
         requests.post(f"{self.url}/_demo/faults", json=faults, timeout=10).raise_for_status()
 
+    def clear_faults(self) -> None:
+        """Switches all faults off."""
+        self.faults()
+
     def reset(self) -> None:
-        """Forgets records and faults."""
+        """Forgets records, journal, faults and counters."""
         requests.post(f"{self.url}/_demo/reset", timeout=10).raise_for_status()
 
 
 @contextmanager
-def running_simulator(kind: str) -> Iterator[Simulator]:
-    """A started simulator with empty records."""
+def running_simulator(kind: str, data_dir: Path | None = None) -> Iterator[Simulator]:
+    """A started simulator; its records are kept in `data_dir`, or thrown away without one."""
     with tempfile.TemporaryDirectory(prefix="leadsync-test-") as folder:
-        simulator = Simulator(kind, Path(folder))
-        simulator.start()
+        simulator = Simulator(kind, data_dir or Path(folder))
         try:
+            simulator.start()
             yield simulator
         finally:
             simulator.stop()

@@ -1,1 +1,4 @@
-"""CRM simulators: each speaks its vendor's API strictly, keeps its records, and breaks on demand. One file each."""
+"""Simulated CRMs: each speaks its vendor's API on 127.0.0.1, strictly, and keeps what it was given.
+
+One kind is one file that defines one `Vendor` (see `vendor.py`); its module name is its name on the command line.
+"""

@@ -1,12 +1,15 @@
-"""Faults that can be switched on over HTTP, for the vendor's API only."""
+"""Faults that can be switched on over HTTP, for the vendor's API only. They live in memory: a restart clears them."""
 
 from __future__ import annotations
 
 import random
-import threading
-from typing import Any
+import time
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Model(BaseModel):
@@ -14,70 +17,125 @@ class _Model(BaseModel):
 
 
 class Chance(_Model):
-    """How often: the next so many requests, or a share of all."""
+    """How often: the `next` so many requests, or the share `rate` of all."""
 
-    next: int = Field(0, ge=0)
-    rate: float = Field(0.0, ge=0, le=1)
-    retry_after: float | None = Field(None, description="seconds, with `too_many`")
-    status: int = Field(503, ge=500, le=599, description="with `server_error`")
+    next: int | None = Field(None, ge=1)
+    rate: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.next is None) == (self.rate is None):
+            raise ValueError("give either `next` or `rate`")
+        return self
+
+
+class TooMany(Chance):
+    retry_after: float | None = Field(None, ge=0)
+
+
+class ServerError(Chance):
+    status: int = Field(503, ge=500, le=599)
 
 
 class Reject(_Model):
-    """Records that the CRM refuses as invalid."""
-
     external_ids: list[str] = []
     rate: float = Field(0.0, ge=0, le=1)
-    message: str = "refused by a fault"
+    message: str = "Refused by a fault of the simulator"
+
+
+class RateLimit(_Model):
+    requests: int = Field(190, ge=1)
+    seconds: float = Field(10.0, gt=0)
+
+
+def _fault(about: str, example: Any) -> Any:
+    return Field(None, description=about, examples=[example])
 
 
 class Faults(_Model):
-    """The active faults."""
+    """The active faults; None is off."""
 
-    latency: float = Field(0.0, ge=0, description="seconds before each reply")
-    too_many: Chance | None = Field(None, description="429, not processed")
-    server_error: Chance | None = Field(None, description="5xx, not processed")
-    lose_reply: Chance | None = Field(None, description="the change is made, the connection closed without a reply")
-    malformed: Chance | None = Field(None, description="the change is made, the reply is no JSON")
-    reject: Reject | None = Field(None, description="some records are refused")
-    down: bool = Field(False, description="connections are closed at once")
-    expire_tokens: bool = Field(False, description="tokens issued so far are refused (HubSpot: while this is on)")
-    quota_spent: bool = Field(False, description="the daily limit is spent")
-    whole_batch: bool = Field(False, description="one bad record refuses the whole batch")
+    latency: float | None = Field(None, ge=0, description="seconds before each request is handled", examples=[1.5])
+    too_many: TooMany | None = _fault(
+        "429, nothing is changed; `retry_after` in seconds, null for no such header", {"rate": 0.5, "retry_after": 1}
+    )
+    server_error: ServerError | None = _fault("5xx, nothing is changed", {"rate": 0.3, "status": 503})
+    lose_reply: Chance | None = _fault(
+        "the change is made, then the connection is closed without a reply; counts requests that change something",
+        {"next": 1},
+    )
+    malformed: Chance | None = _fault(
+        "the change is made, the reply is HTML; counts requests that change something", {"next": 1}
+    )
+    reject: Reject | None = _fault(
+        "records are refused as invalid: those named, or a share of all (always the same ones)", {"rate": 0.05}
+    )
+    whole_batch: bool | None = _fault("one bad record refuses its whole batch with 400", True)
+    rate_limit: RateLimit | None = _fault(
+        "429 above so many requests in a rolling window", {"requests": 190, "seconds": 10}
+    )
+    quota_spent: bool | None = _fault("the daily limit is spent", True)
+    expire_tokens: bool | None = _fault(
+        "Salesforce: all tokens end now, a new login helps; HubSpot: its token is refused while this is on", True
+    )
+    down: bool | None = _fault("connections are accepted and closed at once, without a reply", True)
 
 
 class FaultBox:
-    """The faults of one simulator; counts down `next`."""
+    """The faults of one simulator. `base` is on from the start and whenever a request does not name it."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.active = Faults.model_validate({})
+    def __init__(self, base: Mapping[str, Any] | None = None) -> None:
+        self._base = dict(base or {})
+        self._random = random.Random(0)  # noqa: S311 - chance, not secrecy; seeded, so that a run can be repeated
+        self._window: deque[float] = deque()
+        self.set({})
 
-    def set(self, faults: dict[str, Any]) -> None:
-        """Replaces them. Raises pydantic.ValidationError for an unknown one."""
-        self.active = Faults.model_validate(faults)
+    def set(self, faults: Mapping[str, Any]) -> None:
+        """Replaces them. Raises pydantic.ValidationError."""
+        self.active = Faults.model_validate({**self._base, **faults})
+        self._random.seed(0)
+        self._window.clear()
 
-    def strikes(self, name: str) -> Chance | None:
-        """The fault, when it is due for this request."""
-        with self._lock:
-            chance: Chance | None = getattr(self.active, name)
-            if chance is None:
-                return None
-            if chance.next > 0:
-                chance.next -= 1
-                if chance.next == 0 and chance.rate == 0:
-                    setattr(self.active, name, None)
-                return chance
-            return chance if random.random() < chance.rate else None  # noqa: S311
+    def document(self) -> dict[str, Any]:
+        """What is on, as it could be sent back."""
+        active = self.active.model_dump(exclude_none=True, exclude_unset=True)
+        return {name: value for name, value in active.items() if value is not False}
 
-    def rejects(self, external_id: str) -> str | None:
+    def strikes(self, name: str) -> bool:
+        """Whether the fault is due for this request; counts `next` down."""
+        chance: Chance | None = getattr(self.active, name)
+        if chance is None:
+            return False
+        if chance.next is None:
+            return self._random.random() < (chance.rate or 0)
+        chance.next -= 1
+        if chance.next == 0:
+            setattr(self.active, name, None)
+        return True
+
+    def admits(self) -> bool:
+        """Whether the rolling window has room for this request."""
+        limit = self.active.rate_limit
+        if limit is None:
+            return True
+        if self.window_left() == 0:
+            return False
+        self._window.append(time.monotonic())
+        return True
+
+    def window_left(self) -> int:
+        """Requests that the rolling window still takes; 0 also without a limit."""
+        limit = self.active.rate_limit
+        if limit is None:
+            return 0
+        while self._window and self._window[0] <= time.monotonic() - limit.seconds:
+            self._window.popleft()
+        return limit.requests - len(self._window)
+
+    def rejects(self, external_id: str | None) -> str | None:
         """Why this record is refused, or None."""
         reject = self.active.reject
-        if reject and (external_id in reject.external_ids or random.random() < reject.rate):  # noqa: S311
-            return reject.message
-        return None
-
-    def take_expiry(self) -> bool:
-        """Whether tokens are to expire now; once."""
-        with self._lock:
-            due, self.active.expire_tokens = self.active.expire_tokens, False
-            return due
+        if reject is None:
+            return None
+        share = zlib.crc32((external_id or "").encode()) / 2**32
+        return reject.message if external_id in reject.external_ids or share < reject.rate else None

@@ -1,266 +1,312 @@
-"""Salesforce's Lead: login, sObject Collections, single records by external id, SOQL, describe."""
+"""Salesforce's Lead: login, sObject Collections, single records, SOQL, describe, limits. Bulk API 2.0 is not there."""
 
 from __future__ import annotations
 
-import math
-import os
-import re
+import base64
+import hmac
 import secrets
-import threading
+import time
+from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
+
+import orjson
 
 from demo.crm.faults import FaultBox
-from demo.crm.server import Request, Response, Vendor
-from demo.crm.store import Store
+from demo.crm.salesforce_fields import FIELDS, KEY, REQUIRED, Problem, number_of, record_id
+from demo.crm.salesforce_query import Queries, shown
+from demo.crm.store import Row, Store
+from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
-DATA = re.compile(r"/services/data/v(?P<version>\d+)\.0(?P<path>/.*)")
-SOQL = re.compile(
-    r"SELECT (?P<fields>[\w, ]+) FROM (?P<kind>\w+) WHERE (?P<key>\w+) (?:IN \((?P<in>.*)\)|= (?P<is>.*))", re.S
-)
-LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'", re.S)
+DATA = r"/services/data/v(?P<version>4[6-9]|[5-9]\d)\.0"
+LEAD = rf"{DATA}/sobjects/(?P<kind>\w+)"
 MAX_BATCH = 200
-KEY = "Leadsync_Id__c"
-# name → (type, length)
-FIELDS: dict[str, tuple[str, int]] = {
-    "LastName": ("string", 80), "FirstName": ("string", 40), "Company": ("string", 255), "Email": ("email", 80),
-    "Phone": ("phone", 40), "MobilePhone": ("phone", 40), "City": ("string", 40), "Country": ("string", 80),
-    "Title": ("string", 128), "Website": ("url", 255), "Description": ("textarea", 32000), "Status": ("picklist", 255),
-    "LeadSource": ("picklist", 255), KEY: ("string", 255), "Appkey__c": ("string", 255), "Uid__c": ("double", 0),
-    "Updated_At__c": ("datetime", 0), "Answers__c": ("textarea", 131072), "Deleted__c": ("boolean", 0),
-}  # fmt: skip
-EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
-
-
-def vendor(store: Store, faults: FaultBox) -> Salesforce:
-    """The simulator, with the connected app that DEMO_CRM_CLIENT_ID and DEMO_CRM_CLIENT_SECRET name."""
-    return Salesforce(store, faults, os.environ["DEMO_CRM_CLIENT_ID"], os.environ["DEMO_CRM_CLIENT_SECRET"])
-
-
-class Refusal(Exception):
-    """A whole request is refused."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+MAX_TARGET = 16_384
+DAILY = 1_000_000
+LOGIN = "/services/oauth2/token"
 
 
 class Salesforce(Vendor):
-    """Leads by the external id field."""
+    """Leads by Salesforce's id or the external id field."""
 
     title = "Salesforce"
+    credentials = ("DEMO_CRM_CLIENT_ID", "DEMO_CRM_CLIENT_SECRET")
+    login_path = LOGIN
 
-    def __init__(self, store: Store, faults: FaultBox, client_id: str, client_secret: str) -> None:
-        super().__init__(store, faults)
-        self._client = (client_id, client_secret)
+    def __init__(self, store: Store, faults: FaultBox, *credentials: str) -> None:
+        super().__init__(store, faults, *credentials)
         self._tokens: set[str] = set()
-        self._usage = 0
-        self._lock = threading.Lock()
+        self._queries = Queries(store)
+        self._requests = 0
 
-    def throttled(self, retry_after: float | None) -> Response:
-        headers = {} if retry_after is None else {"Retry-After": f"{retry_after:g}"}
-        return Response(429, [{"message": "Too many requests", "errorCode": "TOO_MANY_REQUESTS"}], headers)
+    def routes(self) -> list[Route]:
+        return [
+            ("POST", LOGIN, self._log_in),
+            ("PATCH", rf"{DATA}/composite/sobjects/(?P<kind>\w+)/(?P<key>\w+)", self._upsert_many),
+            ("DELETE", rf"{DATA}/composite/sobjects", self._delete_many),
+            ("GET", rf"{LEAD}/describe", self._describe),
+            ("GET", rf"{LEAD}/(?P<id>\w+)", self._get),
+            ("DELETE", rf"{LEAD}/(?P<id>\w+)", self._delete),
+            ("GET", rf"{LEAD}/(?P<key>\w+)/(?P<value>.+)", self._get),
+            ("PATCH", rf"{LEAD}/(?P<key>\w+)/(?P<value>.+)", self._upsert),
+            ("DELETE", rf"{LEAD}/(?P<key>\w+)/(?P<value>.+)", self._delete),
+            ("GET", rf"{DATA}/(?P<all>query|queryAll)/?", self._query),
+            ("GET", rf"{DATA}/(?:query|queryAll)/(?P<cursor>\w+)-(?P<first>\d+)", self._more),
+            ("GET", rf"{DATA}/limits/?", self._limits),
+        ]
+
+    def admit(self, request: Request) -> None:
+        if request.path == LOGIN:
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme not in ("Bearer", "OAuth") or token not in self._tokens:
+            raise Refusal(_error(401, "INVALID_SESSION_ID", "Session expired or invalid"))
+        if len(request.target) > MAX_TARGET:
+            raise Refusal(_error(414, "URI_TOO_LONG", f"The URI is longer than {MAX_TARGET} bytes"))
+
+    def problem(self, status: int, message: str) -> Response:
+        codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 503: "SERVER_UNAVAILABLE"}
+        return _error(status, codes.get(status, "UNKNOWN_EXCEPTION"), message)
+
+    def throttled(self) -> Response:
+        # Salesforce itself knows the daily and the concurrent limit only; a 429 is a gateway's before it.
+        return _error(429, "TOO_MANY_REQUESTS", "Too many requests")
 
     def quota_spent(self) -> Response:
-        return self._error(403, "REQUEST_LIMIT_EXCEEDED", "TotalRequests Limit exceeded.")
+        return _error(403, "REQUEST_LIMIT_EXCEEDED", "TotalRequests Limit exceeded.")
 
-    def handle(self, request: Request) -> Response:
-        with self._lock:
-            self._usage += 1
-        if request.path == "/services/oauth2/token":
-            return self._log_in(request)
-        if self.faults.take_expiry():
-            self._tokens.clear()
-        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self._tokens:
-            return self._error(401, "INVALID_SESSION_ID", "Session expired or invalid")
-        found = DATA.fullmatch(request.path)
-        if found is None or int(found["version"]) < 46:
-            return self._error(404, "NOT_FOUND", "The requested resource does not exist")
-        try:
-            return self._route(request, found["path"])
-        except Refusal as refusal:
-            return self._error(refusal.status, refusal.code, str(refusal))
+    def headers(self, requests: int, window: int | None, left: int) -> dict[str, str]:
+        self._requests = requests
+        return {"Sforce-Limit-Info": f"api-usage={requests}/{DAILY}"}
+
+    def crm_id(self, number: int) -> str:
+        return record_id(number)
+
+    def expire_tokens(self) -> None:
+        self._tokens.clear()
+        self.faults.active.expire_tokens = None
 
     def _log_in(self, request: Request) -> Response:
-        form = {name: values[-1] for name, values in parse_qs(request.body.decode()).items()}
+        form = dict(parse_qsl(request.body.decode("utf-8", "replace"), keep_blank_values=True))
         if form.get("grant_type") != "client_credentials":
-            return Response(400, {"error": "unsupported_grant_type", "error_description": "grant type not supported"})
-        if (form.get("client_id"), form.get("client_secret")) != self._client:
-            return Response(401, {"error": "invalid_client", "error_description": "invalid client credentials"})
-        token = secrets.token_urlsafe(24)
-        self._tokens.add(token)
-        instance = f"http://{request.headers.get('Host')}"
-        return Response(200, {"access_token": token, "instance_url": instance, "token_type": "Bearer"})
-
-    def _route(self, request: Request, path: str) -> Response:
-        if path in ("/query", "/query/") and request.method == "GET":
-            return self._query(request.query.get("q", ""))
-        if path.rstrip("/") == "/limits":
-            return self._reply(200, {"DailyApiRequests": {"Max": 5000, "Remaining": 5000 - self._usage}})
-        parts = path.strip("/").split("/")
-        if parts == ["composite", "sobjects"] and request.method == "DELETE":
-            return self._delete_many(request.query)
-        if parts[:2] == ["composite", "sobjects"] and len(parts) == 4 and request.method == "PATCH":
-            self._known(parts[2], parts[3])
-            return self._upsert_many(request.json(), parts[2], parts[3])
-        if parts[0] == "sobjects" and len(parts) >= 2:
-            self._known(parts[1], parts[2] if len(parts) == 4 else KEY)
-            if parts[2:] == ["describe"]:
-                return self._describe()
-            if len(parts) == 4:
-                return self._single(request, parts[3])
-        raise Refusal(404, "NOT_FOUND", "The requested resource does not exist")
-
-    @staticmethod
-    def _known(kind: str, key: str) -> None:
-        if kind != "Lead":
-            raise Refusal(404, "NOT_FOUND", "The requested resource does not exist")
-        if key != KEY:
-            raise Refusal(400, "INVALID_FIELD", f"Field name provided, {key} is not an External ID or indexed field")
-
-    def _upsert_many(self, document: Any, kind: str, key: str) -> Response:
-        records = document.get("records") if isinstance(document, dict) else None
-        if not isinstance(records, list) or not records:
-            raise Refusal(400, "JSON_PARSER_ERROR", "records is required")
-        if len(records) > MAX_BATCH:
-            raise Refusal(400, "INVALID_BATCH_SIZE", f"record limit reached: more than {MAX_BATCH}")
-        for record in records:
-            if (record.get("attributes") or {}).get("type") != kind or "Id" in record:
-                raise Refusal(400, "INVALID_FIELD", "attributes.type must be the object, and no Id is allowed")
-            self._fields_known(record)
-        ids = [record.get(key) for record in records]
-        return self._reply(200, [self._upsert(record, ids.count(record.get(key)) > 1)[0] for record in records])
-
-    @staticmethod
-    def _fields_known(record: Mapping[str, Any]) -> None:
-        for name in record:
-            if name not in FIELDS and name != "attributes":
-                raise Refusal(400, "INVALID_FIELD", f"No such column '{name}' on sobject of type Lead")
-
-    def _upsert(self, record: Mapping[str, Any], double: bool) -> tuple[dict[str, Any], bool]:
-        fields = {name: value for name, value in record.items() if name != "attributes"}
-        external_id = fields.get(KEY)
-        problem = None
-        if not external_id:
-            problem = ("MISSING_ARGUMENT", f"{KEY} not specified", [KEY])
-        elif double:
-            problem = ("DUPLICATE_VALUE", "Duplicate external id specified", [KEY])
-        elif why := self.faults.rejects(str(external_id)):
-            problem = ("FIELD_CUSTOM_VALIDATION_EXCEPTION", why, [])
-        found = self.store.find("external_id", str(external_id))
-        merged = {**(found[1] if found else {}), **fields}
-        problem = problem or _judge(merged)
-        if problem:
-            code, message, names = problem
-            error = {"statusCode": code, "message": message, "fields": names}
-            return {"success": False, "errors": [error]}, False
-        merged = {name: value for name, value in merged.items() if value is not None}
-        if found:
-            number = found[0]
-            self.store.update(number, str(external_id), merged, None)
-        else:
-            number = self.store.create(str(external_id), merged, None)
-        return {"id": _id(number), "success": True, "errors": [], "created": found is None}, found is None
-
-    def _delete_many(self, query: Mapping[str, str]) -> Response:
-        ids = [part for part in query.get("ids", "").split(",") if part]
-        if not ids or len(ids) > MAX_BATCH:
-            raise Refusal(400, "INVALID_BATCH_SIZE", f"give 1 to {MAX_BATCH} ids")
-        results = []
-        for crm_id in ids:
-            number = _number(crm_id)
-            live = self.store.find("number", number)
-            if live:
-                self.store.delete(number)
-                results.append({"id": crm_id, "success": True, "errors": []})
-            else:
-                code = "ENTITY_IS_DELETED" if self.store.exists(number) else "INVALID_CROSS_REFERENCE_KEY"
-                error = {"statusCode": code, "message": code.replace("_", " ").lower(), "fields": []}
-                results.append({"id": crm_id, "success": False, "errors": [error]})
-        return self._reply(200, results)
-
-    def _single(self, request: Request, external_id: str) -> Response:
-        found = self.store.find("external_id", external_id)
-        if request.method == "PATCH":
-            record = {**(request.json() or {}), KEY: external_id}
-            self._fields_known(record)
-            result, created = self._upsert(record, double=False)
-            if not result["success"]:
-                error = result["errors"][0]
-                return self._error(400, error["statusCode"], error["message"])
-            return self._reply(201 if created else 200, result)
-        if found is None:
-            raise Refusal(404, "NOT_FOUND", "The requested resource does not exist")
-        if request.method == "DELETE":
-            self.store.delete(found[0])
-            return self._reply(204, None)
-        return self._reply(200, {"Id": _id(found[0]), **found[1]})
-
-    def _query(self, query: str) -> Response:
-        parts = SOQL.fullmatch(query.strip())
-        if parts is None:
-            raise Refusal(400, "MALFORMED_QUERY", "the simulator knows SELECT … FROM Lead WHERE key IN (…) or key = …")
-        names = [name.strip() for name in parts["fields"].split(",")]
-        for name in (*names, parts["key"]):
-            if name != "Id" and name not in FIELDS:
-                raise Refusal(400, "INVALID_FIELD", f"No such column '{name}' on entity 'Lead'")
-        if parts["kind"] != "Lead":
-            raise Refusal(400, "INVALID_TYPE", f"sObject type '{parts['kind']}' is not supported.")
-        values = [re.sub(r"\\(.)", r"\1", value) for value in LITERAL.findall(parts["in"] or parts["is"])]
-        records = []
-        for value in dict.fromkeys(values):
-            found = self.store.find("external_id", value)
-            if found:
-                record = {"attributes": {"type": "Lead"}, **{name: found[1].get(name) for name in names}}
-                records.append({**record, **({"Id": _id(found[0])} if "Id" in names else {})})
-        return self._reply(200, {"totalSize": len(records), "done": True, "records": records})
-
-    def _describe(self) -> Response:
-        fields = [{"name": name, "type": kind, "length": length, "externalId": name == KEY, "unique": name == KEY}
-                  for name, (kind, length) in FIELDS.items()]  # fmt: skip
-        return self._reply(200, {"name": "Lead", "fields": fields})
-
-    def _reply(self, status: int, document: Any) -> Response:
-        return Response(status, document, {"Sforce-Limit-Info": f"api-usage={self._usage}/5000"})
-
-    def _error(self, status: int, code: str, message: str) -> Response:
-        return self._reply(status, [{"message": message, "errorCode": code}])
-
-
-def _judge(fields: Mapping[str, Any]) -> tuple[str, str, list[str]] | None:
-    for name in ("LastName", "Company"):
-        if not fields.get(name):
-            return "REQUIRED_FIELD_MISSING", f"Required fields are missing: [{name}]", [name]
-    for name, value in fields.items():
-        kind, length = FIELDS[name]
-        if value is None:
-            continue
-        if kind == "double":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                return "INVALID_TYPE_ON_FIELD_IN_RECORD", f"{name}: value not of required type", [name]
-        elif kind == "boolean":
-            if not isinstance(value, bool):
-                return "INVALID_TYPE_ON_FIELD_IN_RECORD", f"{name}: value not of required type", [name]
-        elif not isinstance(value, str):
-            return "INVALID_TYPE_ON_FIELD_IN_RECORD", f"{name}: value not of required type", [name]
-        elif kind == "datetime":
+            raise Refusal(_login_error("unsupported_grant_type", "grant type not supported"))
+        client, secret = form.get("client_id", ""), form.get("client_secret", "")
+        scheme, _, basic = request.headers.get("authorization", "").partition(" ")
+        if scheme == "Basic":
             try:
-                datetime.fromisoformat(value)
+                client, _, secret = base64.b64decode(basic).decode().partition(":")
             except ValueError:
-                return "INVALID_TYPE_ON_FIELD_IN_RECORD", f"{name}: not a datetime", [name]
-        elif len(value) > length:
-            return "STRING_TOO_LONG", f"{name}: data value too large (max length={length})", [name]
-        elif kind == "email" and value and not EMAIL.fullmatch(value):
-            return "INVALID_EMAIL_ADDRESS", f"{name}: invalid email address", [name]
-    return None
+                raise Refusal(_login_error("invalid_request", "malformed authorization header")) from None
+        if client != self._credentials[0]:
+            raise Refusal(_login_error("invalid_client_id", "client identifier invalid"))
+        if not hmac.compare_digest(secret.encode(), self._credentials[1].encode()):
+            raise Refusal(_login_error("invalid_client", "invalid client credentials"))
+        token = f"00DHs0000000001!{secrets.token_urlsafe(32)}"
+        self._tokens.add(token)
+        instance = f"http://{request.headers['host']}"
+        return Response(200, {
+            "access_token": token, "signature": secrets.token_urlsafe(32), "scope": "api", "instance_url": instance,
+            "id": f"{instance}/id/00DHs0000000001AAA/005Hs0000000001AAA", "token_type": "Bearer",
+            "issued_at": str(time.time_ns() // 1_000_000),
+        })  # fmt: skip
+
+    def _upsert_many(self, request: Request) -> Response:
+        self._check_key(request)
+        records, all_or_none = self._records(request)
+        times = Counter(str(record.get(KEY)) for record in records)
+        results: list[dict[str, Any]] = []
+        failed = False
+        for record in records:
+            fields = {name: value for name, value in record.items() if name not in ("attributes", KEY)}
+            try:
+                if record.get(KEY) in (None, ""):
+                    raise Problem("MISSING_ARGUMENT", f"{KEY} not specified", KEY)
+                if times[str(record[KEY])] > 1:
+                    raise Problem("DUPLICATE_VALUE", f"Duplicate external id specified: {record[KEY]}", KEY)
+                results.append(self._write(record[KEY], fields))
+            except Problem as problem:
+                if self.faults.active.whole_batch:
+                    raise Refusal(_error(400, problem.code, str(problem), problem.fields)) from None
+                failed = True
+                results.append(_failure(problem))
+        if failed and all_or_none:
+            rolled_back = Problem(
+                "ALL_OR_NONE_OPERATION_ROLLED_BACK",
+                "Record rolled back because not all records were valid and the request was using AllOrNone header",
+            )
+            raise Refusal(Response(200, [_failure(rolled_back) if item["success"] else item for item in results]))
+        return Response(200, results)
+
+    def _records(self, request: Request) -> tuple[list[dict[str, Any]], bool]:
+        """Records and allOrNone of a collection. Raises Refusal for what is wrong with all of it."""
+        document = _object(request)
+        records, all_or_none = document.get("records"), document.get("allOrNone", False)
+        if unknown := document.keys() - {"records", "allOrNone"}:
+            raise Refusal(_error(400, "JSON_PARSER_ERROR", f'Unrecognized field "{min(unknown)}"'))
+        if not isinstance(all_or_none, bool) or not isinstance(records, list) or not records:
+            raise Refusal(_error(400, "JSON_PARSER_ERROR", "records must be a list, allOrNone true or false"))
+        if len(records) > MAX_BATCH:
+            raise Refusal(_error(400, "INVALID_BATCH_SIZE", f"record limit reached: at most {MAX_BATCH} records"))
+        for record in records:
+            attributes = record.get("attributes") if isinstance(record, dict) else None
+            if not isinstance(attributes, dict) or not attributes.get("type"):
+                raise Refusal(_error(400, "INVALID_FIELD", "Each record needs an attributes map with its type"))
+            if attributes["type"] != request.params["kind"]:
+                raise Refusal(_error(400, "INVALID_TYPE", "All records must be of the type named in the URL"))
+            _check_names(record)
+        return records, all_or_none
+
+    def _write(self, external_id: Any, sent: Mapping[str, Any]) -> dict[str, Any]:
+        key: str = FIELDS[KEY].value(external_id)
+        found = self.store.find(KEY, key)
+        sent = {name: FIELDS[name].value(value) for name, value in sent.items()}
+        if why := self.faults.rejects(key):
+            raise Problem("FIELD_CUSTOM_VALIDATION_EXCEPTION", why)
+        fields = {**(found.fields if found else {}), KEY: key, **sent}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if missing := [name for name in REQUIRED if not fields.get(name, "").strip()]:
+            raise Problem("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
+        noted = {KEY: key, **sent}
+        if found:
+            row = self.store.update(found, key, fields, {KEY: key}, noted)
+        else:
+            row = self.store.create(key, fields, {KEY: key}, noted)
+        return {"id": record_id(row.number), "success": True, "errors": [], "created": found is None}
+
+    def _upsert(self, request: Request) -> Response:
+        self._check_key(request)
+        fields = {name: value for name, value in _object(request).items() if name != "attributes"}
+        _check_names(fields)
+        if KEY in fields:
+            raise Refusal(_error(400, "INVALID_FIELD", f"The {KEY} field should not be specified in the sobject data."))
+        try:
+            result = self._write(request.params["value"], fields)
+        except Problem as problem:
+            raise Refusal(_error(400, problem.code, str(problem), problem.fields)) from None
+        return Response(201 if result["created"] else 200, result)
+
+    def _delete_many(self, request: Request) -> Response:
+        ids = [part for part in request.query.get("ids", "").split(",") if part]
+        if not ids or len(ids) > MAX_BATCH:
+            raise Refusal(_error(400, "INVALID_BATCH_SIZE", f"give 1 to {MAX_BATCH} ids"))
+        results: list[dict[str, Any]] = []
+        for crm_id in ids:
+            try:
+                row = self._by_id(crm_id)
+                self.store.delete(row)
+                results.append({"id": record_id(row.number), "success": True, "errors": []})
+            except Problem as problem:
+                results.append(_failure(problem))
+        if request.query.get("allOrNone") == "true" and not all(result["success"] for result in results):
+            raise Refusal(Response(200, results))
+        return Response(200, results)
+
+    def _by_id(self, crm_id: str) -> Row:
+        number = number_of(crm_id)
+        row = None if number is None else self.store.get(number)
+        if row is None:
+            raise Problem("INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id")
+        if row.deleted:
+            raise Problem("ENTITY_IS_DELETED", "entity is deleted")
+        return row
+
+    def _one(self, request: Request) -> Row:
+        """The live record that the URL names."""
+        row = None
+        if "key" in request.params:
+            self._check_key(request)
+            row = self.store.find(KEY, request.params["value"])
+        else:
+            _check_kind(request)
+            try:
+                row = self._by_id(request.params["id"])
+            except Problem as problem:
+                if problem.code != "INVALID_CROSS_REFERENCE_KEY":
+                    raise Refusal(_error(404, problem.code, str(problem))) from None
+        if row is None:
+            raise Refusal(self.problem(404, "The requested resource does not exist"))
+        return row
+
+    def _get(self, request: Request) -> Response:
+        row = self._one(request)
+        asked = request.query.get("fields")
+        names = asked.split(",") if asked else list(FIELDS)
+        if unknown := [name for name in names if name not in FIELDS]:
+            raise Refusal(_error(400, "INVALID_FIELD", f"No such column '{unknown[0]}' on sobject of type Lead"))
+        return Response(200, shown(row, names, request.params["version"]))
+
+    def _delete(self, request: Request) -> Response:
+        self.store.delete(self._one(request))
+        return Response(204)
+
+    def _query(self, request: Request) -> Response:
+        deleted = request.params["all"] == "queryAll"
+        try:
+            return Response(200, self._queries.first(request.query.get("q", ""), request.params["version"], deleted))
+        except Problem as problem:
+            raise Refusal(_error(400, problem.code, str(problem))) from None
+
+    def _more(self, request: Request) -> Response:
+        cursor, first = request.params["cursor"], int(request.params["first"])
+        try:
+            return Response(200, self._queries.more(cursor, first, request.params["version"]))
+        except Problem as problem:
+            raise Refusal(_error(400, problem.code, str(problem))) from None
+
+    def _describe(self, request: Request) -> Response:
+        _check_kind(request)
+        fields = [field.document() for field in FIELDS.values()]
+        return Response(200, {
+            "name": "Lead", "label": "Lead", "keyPrefix": "00Q", "createable": True, "updateable": True,
+            "deletable": True, "queryable": True, "fields": fields,
+        })  # fmt: skip
+
+    def _limits(self, _: Request) -> Response:
+        return Response(200, {"DailyApiRequests": {"Max": DAILY, "Remaining": DAILY - self._requests}})
+
+    @staticmethod
+    def _check_key(request: Request) -> None:
+        _check_kind(request)
+        if request.params["key"] != KEY:
+            message = f"Provided external ID field does not exist or is not accessible: {request.params['key']}"
+            raise Refusal(_error(404, "NOT_FOUND", message))
 
 
-def _id(number: int) -> str:
-    return f"00Q{number:012d}AAA"
+def _check_kind(request: Request) -> None:
+    if request.params["kind"] != "Lead":
+        raise Refusal(_error(404, "NOT_FOUND", "The requested resource does not exist"))
 
 
-def _number(crm_id: str) -> int:
-    return int(crm_id[3:15]) if re.fullmatch(r"00Q\d{12}(AAA)?", crm_id) else 0
+def _check_names(record: Mapping[str, Any]) -> None:
+    """An unknown field refuses the whole call: it is no fault of a record."""
+    if any(name.lower() == "id" for name in record):
+        raise Refusal(_error(400, "INVALID_FIELD", "The Id field should not be specified in the sobject data."))
+    for name in record:
+        if name not in FIELDS and name != "attributes":
+            raise Refusal(_error(400, "INVALID_FIELD", f"No such column '{name}' on sobject of type Lead"))
+
+
+def _object(request: Request) -> dict[str, Any]:
+    try:
+        document = request.json()
+    except orjson.JSONDecodeError as error:
+        raise Refusal(
+            _error(400, "JSON_PARSER_ERROR", f"Unexpected input at [line:{error.lineno}, column:{error.colno}]")
+        ) from None
+    if not isinstance(document, dict):
+        raise Refusal(_error(400, "JSON_PARSER_ERROR", "The body must be a JSON object"))
+    return document
+
+
+def _failure(problem: Problem) -> dict[str, Any]:
+    error = {"statusCode": problem.code, "message": str(problem), "fields": problem.fields}
+    return {"success": False, "errors": [error]}
+
+
+def _error(status: int, code: str, message: str, fields: list[str] | None = None) -> Response:
+    return Response(status, [{"message": message, "errorCode": code, **({"fields": fields} if fields else {})}])
+
+
+def _login_error(error: str, description: str) -> Response:
+    return Response(400, {"error": error, "error_description": description})

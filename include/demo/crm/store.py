@@ -2,133 +2,224 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS record (
-    number INTEGER PRIMARY KEY, external_id TEXT, email TEXT, fields TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    external_id TEXT,
+    fields TEXT NOT NULL,
+    deleted INTEGER NOT NULL DEFAULT 0,
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS record_external_id ON record (external_id);
-CREATE INDEX IF NOT EXISTS record_email ON record (email);
+CREATE INDEX IF NOT EXISTS record_external_id ON record (external_id, deleted);
+-- The values of unique fields, of live records only: a deleted record frees its own.
+CREATE TABLE IF NOT EXISTS unique_value (
+    field TEXT NOT NULL, value TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (field, value)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS unique_value_number ON unique_value (number);
 CREATE TABLE IF NOT EXISTS journal (
-    seq INTEGER PRIMARY KEY, at REAL NOT NULL, action TEXT NOT NULL, external_id TEXT, fields TEXT NOT NULL
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, action TEXT NOT NULL,
+    number INTEGER NOT NULL, external_id TEXT, fields TEXT NOT NULL
 );
+-- Fields that were created through the vendor's API.
+CREATE TABLE IF NOT EXISTS definition (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record. `fields` holds those with a value, the external id's among them; times are RFC 3339 in UTC."""
+
+    number: int
+    external_id: str | None
+    fields: dict[str, Any]
+    deleted: bool
+    created_at: str
+    updated_at: str
+
+
 class Store:
-    """One CRM's records. All access is inside `transaction`, which also keeps threads apart."""
+    """One CRM's records. Used by one thread; changes are made inside `transaction`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(folder / "crm.sqlite", check_same_thread=False, isolation_level=None)
+        self._path = folder / "crm.sqlite"
+        self._db = sqlite3.connect(self._path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.executescript(SCHEMA)
 
+    def close(self) -> None:
+        self._db.close()
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
-    def find(self, column: str, value: Any) -> tuple[int, dict[str, Any]] | None:
-        """Number and fields of the live record with this `number`, `external_id` or `email`."""
-        queries = {
-            "number": "SELECT number, fields FROM record WHERE NOT deleted AND number = ?",
-            "external_id": "SELECT number, fields FROM record WHERE NOT deleted AND external_id = ?",
-            "email": "SELECT number, fields FROM record WHERE NOT deleted AND email = ?",
-        }
-        row = self._db.execute(queries[column], (value,)).fetchone()
-        return (row[0], json.loads(row[1])) if row else None
+    def changes(self) -> int:
+        """The number of the latest change in the journal, 0 when there is none."""
+        last: int = self._db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0]
+        return last
 
-    def exists(self, number: int) -> bool:
-        """Whether there is, or ever was, a record with this number."""
-        return self._db.execute("SELECT 1 FROM record WHERE number = ?", (number,)).fetchone() is not None
+    def get(self, number: int) -> Row | None:
+        """The record with this number, deleted or not."""
+        return next(self._rows("SELECT * FROM record WHERE number = ?", (number,)), None)
 
-    def create(self, external_id: str | None, fields: Mapping[str, Any], email: str | None) -> int:
-        """Adds a record; returns its number."""
-        text = json.dumps(fields)
-        row = self._db.execute(
-            "INSERT INTO record (external_id, email, fields) VALUES (?, ?, ?) RETURNING number",
-            (external_id, email, text),
-        ).fetchone()
-        self._note("create", external_id, text)
-        return int(row[0])
+    def find(self, field: str, value: str) -> Row | None:
+        """The live record that has this value in a unique field."""
+        query = "SELECT record.* FROM unique_value JOIN record USING (number) WHERE field = ? AND value = ?"
+        return next(self._rows(query, (field, value)), None)
 
-    def update(self, number: int, external_id: str | None, fields: Mapping[str, Any], email: str | None) -> None:
-        """Replaces a record's fields."""
-        text = json.dumps(fields)
-        self._db.execute("UPDATE record SET fields = ?, email = ? WHERE number = ?", (text, email, number))
-        self._note("update", external_id, text)
-
-    def delete(self, number: int) -> None:
-        """Marks a record deleted."""
-        row = self._db.execute(
-            "UPDATE record SET deleted = 1 WHERE number = ? AND NOT deleted RETURNING external_id", (number,)
-        ).fetchone()
-        if row:
-            self._note("delete", row[0], "{}")
-
-    def records(self, *, deleted: bool = False) -> dict[str, Any]:
-        """External id → number, fields; also deleted ones if asked for (a live one wins)."""
-        query = """
-            SELECT external_id, number, fields, deleted FROM record
-             WHERE NOT deleted OR ? ORDER BY deleted DESC, number
+    def select(
+        self, *, external_ids: Sequence[str] | None = None, numbers: Sequence[int] | None = None, deleted: bool = False
+    ) -> Iterator[Row]:
+        """Records in the order of their creation, all or those with one of these external ids or numbers; live ones,
+        and with `deleted` also deleted ones.
         """
-        with self._lock:
-            rows = self._db.execute(query, (deleted,)).fetchall()
-        return {
-            str(key): {"id": number, "fields": json.loads(text), "deleted": bool(gone)}
-            for key, number, text, gone in rows
-        }
+        query = "SELECT * FROM record WHERE deleted <= ?"
+        bound: list[Any] = [deleted]
+        if external_ids is not None:
+            query += " AND external_id IN (SELECT value FROM json_each(?))"
+            bound.append(orjson.dumps(external_ids).decode())
+        if numbers is not None:
+            query += " AND number IN (SELECT value FROM json_each(?))"
+            bound.append(orjson.dumps(numbers).decode())
+        return self._rows(query + " ORDER BY number", bound)
 
-    def journal(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Accepted changes in order, from the one after `after` on."""
-        query = "SELECT seq, at, action, external_id, fields FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"
-        with self._lock:
-            rows = self._db.execute(query, (after, limit)).fetchall()
-        names = ("seq", "at", "action", "external_id")
-        return [{**dict(zip(names, row[:4], strict=True)), "fields": json.loads(row[4])} for row in rows]
+    def create(
+        self, external_id: str | None, fields: Mapping[str, Any], unique: Mapping[str, str], sent: Mapping[str, Any]
+    ) -> Row:
+        """Adds a record. `unique` are the values of its unique fields, `sent` what the journal is to show."""
+        at = _now()
+        number: int = self._db.execute(
+            "INSERT INTO record (external_id, fields, created_at, updated_at) VALUES (?, ?, ?, ?) RETURNING number",
+            (external_id, _text(fields), at, at),
+        ).fetchone()[0]
+        self._claim(number, unique)
+        self._note(at, "create", number, external_id, sent)
+        return Row(number, external_id, dict(fields), False, at, at)
+
+    def update(
+        self,
+        row: Row,
+        external_id: str | None,
+        fields: Mapping[str, Any],
+        unique: Mapping[str, str],
+        sent: Mapping[str, Any],
+    ) -> Row:
+        """Replaces the fields of a record."""
+        at = _now()
+        self._db.execute(
+            "UPDATE record SET external_id = ?, fields = ?, updated_at = ? WHERE number = ?",
+            (external_id, _text(fields), at, row.number),
+        )
+        self._db.execute("DELETE FROM unique_value WHERE number = ?", (row.number,))
+        self._claim(row.number, unique)
+        self._note(at, "update", row.number, external_id, sent)
+        return Row(row.number, external_id, dict(fields), False, row.created_at, at)
+
+    def delete(self, row: Row) -> None:
+        """Marks a live record as deleted."""
+        at = _now()
+        self._db.execute("UPDATE record SET deleted = 1, updated_at = ? WHERE number = ?", (at, row.number))
+        self._db.execute("DELETE FROM unique_value WHERE number = ?", (row.number,))
+        self._note(at, "delete", row.number, row.external_id, {})
+
+    def define(self, name: str, body: Mapping[str, Any]) -> None:
+        """Keeps a field that was created through the vendor's API."""
+        self._db.execute("INSERT INTO definition VALUES (?, ?)", (name, _text(body)))
+
+    def definitions(self) -> list[dict[str, Any]]:
+        """Those fields, oldest first."""
+        return [orjson.loads(body) for (body,) in self._db.execute("SELECT body FROM definition ORDER BY rowid")]
 
     def stats(self) -> dict[str, int]:
-        """Counts; `doubled` are external ids with more than one live record."""
-        doubled = """
-            SELECT 1 FROM record WHERE NOT deleted AND external_id IS NOT NULL
-             GROUP BY external_id HAVING count(*) > 1
-        """
-        queries = {
-            "records": "SELECT count(*) FROM record WHERE NOT deleted",
-            "deleted": "SELECT count(*) FROM record WHERE deleted",
-            "doubled": f"SELECT count(*) FROM ({doubled})",  # noqa: S608
-            "journal": "SELECT count(*) FROM journal",
-            "last": "SELECT coalesce(max(seq), 0) FROM journal",
-        }
-        with self._lock:
-            return {name: self._db.execute(query).fetchone()[0] for name, query in queries.items()}
+        """Counts: live and deleted records, external ids with more than one live record, changes."""
+        live, deleted = self._db.execute("SELECT count(*) - total(deleted), total(deleted) FROM record").fetchone()
+        doubled = self._db.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM record WHERE NOT deleted AND external_id IS NOT NULL"
+            " GROUP BY external_id HAVING count(*) > 1)"
+        ).fetchone()[0]
+        journal = self._db.execute("SELECT count(*) FROM journal").fetchone()[0]
+        return {"records": int(live), "deleted": int(deleted), "doubled": doubled, "journal": journal}
+
+    def latest(self, limit: int) -> list[Row]:
+        """The records that changed last, newest first."""
+        query = (
+            "SELECT record.* FROM (SELECT number, max(seq) AS seq FROM (SELECT number, seq FROM journal"
+            " ORDER BY seq DESC LIMIT ?) GROUP BY number) JOIN record USING (number) ORDER BY seq DESC"
+        )
+        return list(self._rows(query, (limit,)))
+
+    def journal(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """At most `limit` accepted changes in order, from the one after `after`."""
+        query = "SELECT seq, at, action, external_id, fields FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"
+        names = ("seq", "at", "action", "external_id")
+        return [
+            {**dict(zip(names, entry, strict=True)), "fields": orjson.Fragment(fields)}
+            for *entry, fields in self._db.execute(query, (after, limit))
+        ]
+
+    def dump(self, *, deleted: bool) -> Iterator[Row]:
+        """One record per external id as of now, whatever changes while they are read: the live one, else the last."""
+        reader = sqlite3.connect(self._path, isolation_level=None)
+        try:
+            # SQLite takes the other columns from the row that holds the maximum.
+            query = (
+                "SELECT *, max((1 - deleted) << 40 | number) FROM record WHERE deleted <= ?"
+                " GROUP BY coalesce(external_id, number)"
+            )
+            for values in reader.execute(query, (deleted,)):
+                yield _row(values[:-1])
+        finally:
+            reader.close()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets everything; numbers are not used again."""
         with self.transaction():
-            self._db.execute("DELETE FROM record")
-            self._db.execute("DELETE FROM journal")
+            for table in ("record", "unique_value", "journal", "definition"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this module
 
-    def _note(self, action: str, external_id: str | None, text: str) -> None:
-        self._db.execute(
-            "INSERT INTO journal (at, action, external_id, fields) VALUES (?, ?, ?, ?)",
-            (time.time(), action, external_id, text),
+    def _rows(self, query: str, bound: Iterable[Any]) -> Iterator[Row]:
+        return map(_row, self._db.execute(query, tuple(bound)))
+
+    def _claim(self, number: int, unique: Mapping[str, str]) -> None:
+        self._db.executemany(
+            "INSERT INTO unique_value VALUES (?, ?, ?)", [(field, value, number) for field, value in unique.items()]
         )
+
+    def _note(self, at: str, action: str, number: int, external_id: str | None, sent: Mapping[str, Any]) -> None:
+        self._db.execute(
+            "INSERT INTO journal (at, action, number, external_id, fields) VALUES (?, ?, ?, ?, ?)",
+            (at, action, number, external_id, _text(sent)),
+        )
+
+
+def _row(values: tuple[Any, ...]) -> Row:
+    number, external_id, fields, deleted, created_at, updated_at = values
+    return Row(number, external_id, orjson.loads(fields), bool(deleted), created_at, updated_at)
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    return orjson.dumps(fields).decode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
