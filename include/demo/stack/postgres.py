@@ -62,8 +62,12 @@ class Postgres:
         """
         if os.geteuid():
             return self.link
-        name = hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:16]
-        return self.link.resolve() if self.link.is_symlink() else Path("/var/lib") / f"leadsync-{name}"
+        return self.link.resolve() if self.link.is_symlink() else Path("/var/lib") / self.mark
+
+    @property
+    def mark(self) -> str:
+        """The cluster's name, which PostgreSQL shows in the title of each of its processes."""
+        return f"leadsync-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:16]}"
 
     @property
     def data(self) -> Path:
@@ -98,7 +102,8 @@ class Postgres:
 
     @property
     def command(self) -> tuple[str, ...]:
-        options = (part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}"))
+        settings = {**SETTINGS, "cluster_name": self.mark}
+        options = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
         return (str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), *options)
 
     def dsn(self, database: str, role: str | None = None) -> str:
@@ -142,7 +147,7 @@ class Postgres:
         PostgreSQL believes a lock file whose process id was given to another process since, as it happens after a
         power cut and in containers.
         """
-        processes.end(lambda: processes.of_postgres(self.data), patience=10)
+        processes.end(lambda: processes.of_postgres(self.mark), patience=10)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def become_its_user(self) -> None:

@@ -1,7 +1,8 @@
 """Finds and ends processes of a stack that its supervisor does not answer for: it was killed, or their parent was.
 
-A process is known by two variables that it inherits, the stack's folder and its program. PostgreSQL overwrites its
-environment with its title, so its processes are known by the data folder that they work in.
+A process is known by two variables that it inherits: the stack's folder and its program. Two kinds hide theirs.
+PostgreSQL runs as another user when root starts it; its processes carry a mark in their titles. Airflow makes the
+processes that run tasks unreadable for others, its own user included; they are known by the supervisor's session.
 """
 
 from __future__ import annotations
@@ -17,20 +18,28 @@ import psutil
 
 STACK = "LEADSYNC_STACK"
 PROGRAM = "LEADSYNC_PROGRAM"
+RUNS_TASKS = "airflow-scheduler"
 
 
 def of_program(state_dir: Path, program: str) -> list[psutil.Process]:
     """What runs of one program, its descendants included, whoever their parent is now."""
-    return _where(lambda process: _marks(process) == (str(state_dir), program))
+    session = _session(state_dir) if program == RUNS_TASKS else None
+    return _where(lambda process: _marks(process) == (str(state_dir), program) or _is_hidden(process, session))
 
 
-def of_stack(state_dir: Path, data: Path) -> list[psutil.Process]:
-    """What runs of a stack, its supervisor included; `data` is PostgreSQL's folder."""
-    return _where(lambda process: _marks(process)[0] == str(state_dir) or _is_postgres(process, data))
+def of_stack(state_dir: Path, postgres_mark: str) -> list[psutil.Process]:
+    """What runs of a stack, its supervisor included."""
+    session = _session(state_dir)
+    return _where(
+        lambda process: (
+            _marks(process)[0] == str(state_dir) or _is_hidden(process, session) or _is_postgres(process, postgres_mark)
+        )
+    )
 
 
-def of_postgres(data: Path) -> list[psutil.Process]:
-    return _where(lambda process: _is_postgres(process, data))
+def of_postgres(postgres_mark: str) -> list[psutil.Process]:
+    """What runs of a PostgreSQL cluster."""
+    return _where(lambda process: _is_postgres(process, postgres_mark))
 
 
 def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
@@ -67,9 +76,34 @@ def _where(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
 
 
 def _marks(process: psutil.Process) -> tuple[str | None, str | None]:
-    environment = process.environ()
+    try:
+        environment = process.environ()
+    except psutil.AccessDenied:
+        return None, None
     return environment.get(STACK), environment.get(PROGRAM)
 
 
-def _is_postgres(process: psutil.Process, data: Path) -> bool:
-    return bool(process.name() == "postgres" and process.cwd() == str(data))
+def _session(state_dir: Path) -> int | None:
+    """The session of the stack's supervisor, alive or killed; its number is not given away while a member lives."""
+    try:
+        session = int((state_dir / "supervisord.pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    # After a restart of the machine the number may be another's.
+    with suppress(psutil.NoSuchProcess):
+        return session if _marks(psutil.Process(session))[0] == str(state_dir) else None
+    return session
+
+
+def _is_hidden(process: psutil.Process, session: int | None) -> bool:
+    if session is None or os.getsid(process.pid) != session or process.uids().real != os.getuid():
+        return False
+    try:
+        process.environ()
+    except psutil.AccessDenied:
+        return True
+    return False
+
+
+def _is_postgres(process: psutil.Process, mark: str) -> bool:
+    return process.name() == "postgres" and mark in " ".join(process.cmdline())

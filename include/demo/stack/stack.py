@@ -131,6 +131,10 @@ class Stack(Layout):
         names = [program.name for program in self.programs()]
         return [states.get(name, ProcessState(name, "STOPPED")) for name in names]
 
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs of the stack: the supervisor, the programs and what they have started."""
+        return processes.of_stack(self.state_dir, self.postgres.mark)
+
     def pid(self, name: str) -> int:
         """The process id of a program, 0 when it does not run."""
         return self._supervisor.states()[name].pid
@@ -147,7 +151,7 @@ class Stack(Layout):
         return health.call(self, method, path, **more)
 
     def _begin(self, progress: Progress) -> None:
-        if left := processes.end(self._processes, patience=3):
+        if left := processes.end(self.processes, patience=3):
             progress(f"ended {left} processes that a killed supervisor had left")
         ports.check_free(self.settings.base_port)
         save_settings(self.state_dir, self.settings)
@@ -241,9 +245,9 @@ class Stack(Layout):
                 progress(f"{titles} … stopped ({time.monotonic() - started:.1f} s)")
             self._supervisor.shutdown()
             deadline = time.monotonic() + 5
-            while self._processes() and time.monotonic() < deadline:
+            while self.processes() and time.monotonic() < deadline:
                 time.sleep(0.05)
-        left = processes.end(self._processes, patience=3)
+        left = processes.end(self.processes, patience=3)
         if left and not supervised:
             progress(f"ended {left} processes that a killed supervisor had left")
         return supervised or left > 0
@@ -257,9 +261,6 @@ class Stack(Layout):
             if name in names
         ):
             time.sleep(0.05)
-
-    def _processes(self) -> list[psutil.Process]:
-        return processes.of_stack(self.state_dir, self.postgres.data)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
