@@ -1,0 +1,89 @@
+"""The locks, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from leadsync.errors import FenceLost, TransientFailure, Unavailable
+from leadsync.state import fence, watermark
+
+Connection = psycopg.Connection[Any]
+LONGEST = 30.0
+
+
+@pytest.fixture
+def destination(state: Connection) -> int:
+    watermark.register(state, "leads", "crm", None)
+    return watermark.read(state, "leads", ["crm"])["crm"].destination_id
+
+
+@pytest.fixture
+def other(state: Connection) -> Iterator[Connection]:
+    info = state.info
+    dsn = f"postgresql://{info.user}@{info.host}:{info.port}/{info.dbname}"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+def take(connection: Connection, destination: int, waits: list[float]) -> fence.Fence:
+    with fence.hold(connection, destination, LONGEST, patience=0, sleep=waits.append) as held:
+        return held
+
+
+def test_loads_of_one_destination_exclude_each_other(state: Connection, other: Connection, destination: int) -> None:
+    with fence.hold(state, destination, LONGEST), pytest.raises(Unavailable, match="another load"):
+        take(other, destination, [])
+    take(other, destination, [])
+
+
+def test_a_clean_end_leaves_nothing_to_wait_for(state: Connection, other: Connection, destination: int) -> None:
+    with fence.hold(state, destination, LONGEST) as held:
+        held.busy()
+    waits: list[float] = []
+    take(other, destination, waits)
+    assert waits == []
+
+
+def test_what_a_dead_sender_had_under_way_is_waited_out(state: Connection, other: Connection, destination: int) -> None:
+    with pytest.raises(ZeroDivisionError), fence.hold(state, destination, LONGEST) as held:  # noqa: PT012
+        held.busy()
+        raise ZeroDivisionError
+    waits: list[float] = []
+    take(other, destination, waits)
+    assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+
+
+def test_a_request_without_an_answer_is_waited_out(state: Connection, other: Connection, destination: int) -> None:
+    with pytest.raises(TransientFailure), fence.hold(state, destination, LONGEST) as held:  # noqa: PT012
+        held.busy()
+        held.unanswered()
+        raise TransientFailure("later")
+    waits: list[float] = []
+    take(other, destination, waits)
+    assert len(waits) == 1
+    assert waits[0] > LONGEST
+
+
+def test_a_lost_connection_stops_the_senders(state: Connection, other: Connection, destination: int) -> None:
+    with pytest.raises(FenceLost), fence.hold(state, destination, LONGEST) as held:  # noqa: PT012
+        held.check()
+        other.execute("SELECT pg_terminate_backend(%s)", (state.info.backend_pid,))
+        with pytest.raises(FenceLost):
+            held.confirm()
+        held.check()
+    take(other, destination, [])
+
+
+def test_snapshots_of_one_pipeline_exclude_each_other(state: Connection, other: Connection) -> None:
+    with (
+        fence.pipeline_lock(state, "leads"),
+        pytest.raises(Unavailable),
+        fence.pipeline_lock(other, "leads", patience=0, sleep=lambda seconds: None),
+    ):
+        raise AssertionError("two at once")
+    with fence.pipeline_lock(other, "leads", patience=0):
+        pass
