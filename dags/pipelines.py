@@ -51,7 +51,8 @@ def sync_dag(pipeline: Pipeline) -> DAG:
         def snapshot(opened: dict[str, Any]) -> list[str]:
             return runtime.snapshot(pipeline, opened)
 
-        @task(map_index_template="{{ label }}")
+        # The name while it runs; the work may add to it when it ends.
+        @task(map_index_template="{{ label | default(task.op_kwargs['destination']) }}")
         def load(opened: dict[str, Any], destination: str) -> dict[str, Any]:
             return runtime.load(pipeline, opened, destination, get_current_context())
 

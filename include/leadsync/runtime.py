@@ -121,8 +121,7 @@ def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[str]:
 
 
 def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, context: Any) -> dict[str, Any]:
-    """Delivers the snapshot to one destination and returns the counts. The index is labelled with its name."""
-    context["label"] = destination
+    """Delivers the snapshot to one destination and returns the counts; what stands out goes into the label."""
     with _clear_errors(), _database(STATE) as state:
         if opened["dry_run"]:
             context["label"] = f"{destination} (dry run)"

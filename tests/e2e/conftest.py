@@ -57,9 +57,18 @@ class Airflow:
         return run_id
 
     def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
-        """Task instances by id; those of `load` by their label."""
-        found = self.stack.api("GET", f"/dags/leads_sync/dagRuns/{run_id}/taskInstances").json()["task_instances"]
-        return {task["rendered_map_index"] or task["task_id"]: task for task in found}
+        """Task instances by id; those of `load` by their label, once they have ended."""
+        return {task["rendered_map_index"] or task["task_id"]: task for task in self._task_instances(run_id)}
+
+    def load(self, run_id: str, index: int) -> dict[str, Any]:
+        """The task instance of one mapped load, also while it is running; without a state before it exists."""
+        loads = [task for task in self._task_instances(run_id) if task["task_id"] == "load"]
+        return next((task for task in loads if task["map_index"] == index), {"state": None})
+
+    def _task_instances(self, run_id: str) -> list[dict[str, Any]]:
+        reply = self.stack.api("GET", f"/dags/leads_sync/dagRuns/{run_id}/taskInstances")
+        found: list[dict[str, Any]] = reply.json()["task_instances"]
+        return found
 
     def counts(self, run_id: str, index: int) -> dict[str, int]:
         """What the mapped load returned."""
