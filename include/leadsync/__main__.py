@@ -1,4 +1,4 @@
-"""The command line: `python -m leadsync check`, `python -m leadsync migrate`."""
+"""The command line: `python -m leadsync` with `check`, `migrate` or `operation`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from uuid import UUID
 
+import orjson
+import psycopg
+
+from leadsync import operation_log
 from leadsync.config import load_pipelines
 from leadsync.crm import registry
 from leadsync.errors import LeadsyncError
+from leadsync.sealing import Sealer
 from leadsync.state import schema
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -26,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     migrate.add_argument("--dsn", default=os.environ.get("LEADSYNC_DB_DSN"), help="default: LEADSYNC_DB_DSN")
     migrate.add_argument("--revision", default="head", help="default: %(default)s; `base` removes the tables")
     migrate.set_defaults(run=_migrate)
+    operation = commands.add_parser("operation", help="what a sync operation sent to each CRM, as JSON lines")
+    operation.add_argument("sync_id", type=UUID, help="its id, as the return value of `extract` shows it")
+    operation.add_argument("--dsn", default=os.environ.get("LEADSYNC_DB_DSN"), help="default: LEADSYNC_DB_DSN")
+    operation.set_defaults(run=_operation)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -43,12 +53,29 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
-    if not arguments.dsn:
-        raise LeadsyncError("which database? set LEADSYNC_DB_DSN or give --dsn postgresql://…")
-    schema.migrate(arguments.dsn, arguments.revision)
+    schema.migrate(_dsn(arguments), arguments.revision)
     print(
         f"Leadsync's tables are at revision {schema.newest() if arguments.revision == 'head' else arguments.revision}"
     )
+
+
+def _operation(arguments: argparse.Namespace) -> None:
+    sealer = Sealer(os.environ.get("LEADSYNC_ENCRYPTION_KEY", ""))
+    try:
+        with psycopg.connect(_dsn(arguments)) as connection:
+            entries = operation_log.read(connection, sealer, str(arguments.sync_id))
+    except psycopg.Error as error:
+        raise LeadsyncError(f"the database can't be read: {type(error).__name__}") from None
+    if not entries:
+        raise LeadsyncError(f"there is no load of a sync operation {arguments.sync_id}")
+    for entry in entries:
+        print(orjson.dumps(entry).decode())
+
+
+def _dsn(arguments: argparse.Namespace) -> str:
+    if not arguments.dsn:
+        raise LeadsyncError("which database? set LEADSYNC_DB_DSN or give --dsn postgresql://…")
+    return str(arguments.dsn)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from leadsync import changes
 from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
@@ -37,7 +38,6 @@ log = structlog.get_logger(__name__)
 GROUP_ROWS = 10_000
 # Leads that failed before travel in smaller batches, at last alone: one lead that makes a CRM fail harms no other.
 BATCH_SHARES = (1.0, 0.1, 0.0)
-LETTERS = {Status.CREATED: "i", Status.UPDATED: "u", Status.DELETED: "d"}
 
 # Reads leads (by their key columns' values) anew from the lead store, under the pipeline's lock and so under a new
 # sequence: (sequence, COPY lines).
@@ -244,7 +244,7 @@ class Load:
             elif outcome.status is not Status.TRANSIENT:
                 entry = (mapped.key, mapped.digest, outcome.crm_id, outcome.status is Status.DELETED)
                 delivered.setdefault(item.sequence, []).append(entry)
-                records.append(f"{LETTERS[outcome.status]}{item.line}\n")
+                records.append(changes.record(outcome.status, item.line))
         arrived = [entry[0] for entries in delivered.values() for entry in entries]
 
         with self._state.transaction():
@@ -256,7 +256,7 @@ class Load:
             ended = [*arrived, *group.unchanged, *group.overtaken, *(letter.lead_key for letter in group.letters)]
             dead_letters.forget_retries(self._state, self._id, self._operation.attempt_id, ended)
             if records:
-                sealed = self._sealer.seal("".join(records).encode(), operations.data_context(self.log.id))
+                sealed = self._sealer.seal(changes.pack(self._source, records), operations.data_context(self.log.id))
                 operations.add_data(self._state, self.log, sealed)
             if not self._held_up:
                 self._count(group, len(arrived))
