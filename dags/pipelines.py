@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, dag, get_current_context, task
+from airflow.sdk import DAG, dag, get_current_context, get_parsing_context, task
 
 from leadsync import runtime
-from leadsync.config import Pipeline, load_pipelines
+from leadsync.config import Pipeline, load_pipeline, load_pipelines
 from leadsync.crm import registry
 
 PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "include" / "pipelines")
@@ -67,6 +67,14 @@ def sync_dag(pipeline: Pipeline) -> DAG:
     return sync()
 
 
-for pipeline in load_pipelines(PIPELINES):
+def wanted() -> list[Pipeline]:
+    """All pipelines; in the process of a task only its own, so that another one's wrong file does not fail it."""
+    dag_id = get_parsing_context().dag_id
+    if dag_id is None:
+        return load_pipelines(PIPELINES)
+    return [load_pipeline(PIPELINES / f"{dag_id.removesuffix('_sync')}.yaml")]
+
+
+for pipeline in wanted():
     registry.check_pipeline(pipeline)
     globals()[f"{pipeline.name}_sync"] = sync_dag(pipeline)

@@ -81,17 +81,23 @@ def moment(name: str, parameters: Mapping[str, Any]) -> datetime | None:
 
 
 def fix_window(state: Connection, store: LeadStore, pipeline: Pipeline, request: Request) -> Window:
-    """The window of a run: from the oldest watermark of those that take part, or `since`, to the safe bound."""
+    """The window of a run: from the oldest watermark of those that take part, or `since`, to the safe bound.
+
+    Destinations that are new get to be known, at the place where the pipeline file lets them start.
+    """
     schema.check(state)
     store.check()
     bound = store.bound()
-    _report_bound(state, pipeline, bound)
     marks = watermark.read(state, pipeline.name, request.destinations)
+    targets = [target for target in pipeline.destinations if target.name in request.destinations]
+    places = {t.name: marks[t.name].at if t.name in marks else _start(t, bound.upper) for t in targets}
+    if not request.dry_run:
+        _report_bound(state, pipeline, bound)
+        for name in places.keys() - marks.keys():
+            watermark.register(state, pipeline.name, name, places[name])
     lower = request.since
     if lower is None:
-        targets = [target for target in pipeline.destinations if target.name in request.destinations]
-        places = [marks[t.name].at if t.name in marks else _start(t, bound.upper) for t in targets]
-        lower = None if None in places else min(place for place in places if place is not None)
+        lower = None if None in places.values() else min(place for place in places.values() if place is not None)
     upper = bound.upper if request.until is None else min(request.until, bound.upper)
     if bound.prepared or (lower is not None and upper < lower):
         upper = lower or BEGINNING
@@ -99,7 +105,7 @@ def fix_window(state: Connection, store: LeadStore, pipeline: Pipeline, request:
 
 
 def open_operation(state: Connection, pipeline: Pipeline, run_id: str, request: Request, window: Window) -> Operation:
-    """Gives the run's operation a new attempt with this window; the destinations get to be known."""
+    """Gives the run's operation a new attempt with this window."""
     operation = Operation(
         sync_id=str(uuid4()),
         attempt_id=str(uuid4()),
@@ -113,12 +119,7 @@ def open_operation(state: Connection, pipeline: Pipeline, run_id: str, request: 
         rows=None,
         committed=False,
     )
-    with state.transaction():
-        for target in pipeline.destinations:
-            if target.name in request.destinations:
-                watermark.register(state, pipeline.name, target.name, _start(target, window.upper))
-        sync_id = operations.open_operation(state, operation, run_id)
-    operation = replace(operation, sync_id=sync_id)
+    operation = replace(operation, sync_id=operations.open_operation(state, operation, run_id))
     log.info("opened", **{name: str(value) for name, value in asdict(operation).items()})
     return operation
 

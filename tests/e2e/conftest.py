@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,63 @@ ROOT = Path(__file__).parents[2]
 ENDED = {"success", "failed"}
 
 
+def wrong_connections(base: int) -> dict[str, str]:
+    """Connections as a person might have got them wrong."""
+    database = {"conn_type": "postgres", "host": "127.0.0.1", "port": base + 1, "schema": "hive"}
+    crm = {"conn_type": "http", "host": f"http://127.0.0.1:{base + 10}"}
+    return {
+        "AIRFLOW_CONN_WRONG_PASSWORD": json.dumps({**database, "login": "leadsync_reader", "password": "guessed"}),
+        "AIRFLOW_CONN_WRONG_TOKEN": json.dumps({**crm, "password": "guessed"}),
+    }
+
+
 class Airflow:
     """A running stack, as a person at the UI sees it: everything goes through the public REST API."""
 
     def __init__(self, stack: Stack, pipelines: Path) -> None:
         self.stack = stack
+        self.pipelines = pipelines
+        self.dag = "leads_sync"
         self.pipeline = load_pipeline(pipelines / "leads.yaml")
         self.hive = psycopg.connect(stack.lead_store_dsn, autocommit=True)
         self.simulators = {name: _simulator(stack, name) for name in ("hubspot", "salesforce")}
+
+    def shipped(self) -> dict[str, Any]:
+        """What the pipeline file of this world says."""
+        content: dict[str, Any] = yaml.safe_load((self.pipelines / "leads.yaml").read_text())
+        return content
+
+    def add(self, name: str, content: dict[str, Any]) -> Airflow:
+        """Writes a pipeline file, waits until Airflow knows its DAG, and returns the handle on that."""
+        (self.pipelines / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        other = copy.copy(self)
+        other.dag, other.pipeline = f"{name}_sync", load_pipeline(self.pipelines / f"{name}.yaml")
+        self.until(lambda: self.stack.api("GET", f"/dags/{other.dag}").ok, f"no DAG {other.dag}")
+        return other
+
+    def until(self, done: Callable[[], bool], complaint: str, *, seconds: float = 60) -> None:
+        """Waits until something is so."""
+        until = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < until, complaint
+            time.sleep(0.3)
 
     def trigger(self, **conf: Any) -> str:
         """Starts a run; returns its id."""
         time.sleep(0.1)  # what was written before lies below the safe bound then
         body = {"logical_date": None, "conf": conf}
-        reply = self.stack.api("POST", "/dags/leads_sync/dagRuns", json=body)
+        reply = self.stack.api("POST", f"/dags/{self.dag}/dagRuns", json=body)
         assert reply.ok, reply.text
         return str(reply.json()["dag_run_id"])
 
     def wait(self, run_id: str, *, seconds: float = 120) -> str:
         """The state in which a run ended."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            state = self.stack.api("GET", f"/dags/leads_sync/dagRuns/{run_id}").json()["state"]
-            if state in ENDED:
-                return str(state)
-            time.sleep(0.3)
-        raise AssertionError(f"run {run_id} has not ended: {self.tasks(run_id)}")
+
+        def state() -> str:
+            return str(self.stack.api("GET", f"/dags/{self.dag}/dagRuns/{run_id}").json()["state"])
+
+        self.until(lambda: state() in ENDED, f"run {run_id} has not ended", seconds=seconds)
+        return state()
 
     def run(self, **conf: Any) -> str:
         """A run that succeeds; returns its id."""
@@ -58,23 +91,29 @@ class Airflow:
 
     def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
         """Task instances by id; those of `load` by their label, once they have ended."""
-        return {task["rendered_map_index"] or task["task_id"]: task for task in self._task_instances(run_id)}
+        return {task["rendered_map_index"] or task["task_id"]: task for task in self.task_instances(run_id)}
 
     def load(self, run_id: str, index: int) -> dict[str, Any]:
         """The task instance of one mapped load, also while it is running; without a state before it exists."""
-        loads = [task for task in self._task_instances(run_id) if task["task_id"] == "load"]
+        loads = [task for task in self.task_instances(run_id) if task["task_id"] == "load"]
         return next((task for task in loads if task["map_index"] == index), {"state": None})
 
-    def _task_instances(self, run_id: str) -> list[dict[str, Any]]:
-        reply = self.stack.api("GET", f"/dags/leads_sync/dagRuns/{run_id}/taskInstances")
+    def task_instances(self, run_id: str) -> list[dict[str, Any]]:
+        """All task instances of a run."""
+        reply = self.stack.api("GET", f"/dags/{self.dag}/dagRuns/{run_id}/taskInstances")
         found: list[dict[str, Any]] = reply.json()["task_instances"]
         return found
 
     def counts(self, run_id: str, index: int) -> dict[str, int]:
         """What the mapped load returned."""
-        path = f"/dags/leads_sync/dagRuns/{run_id}/taskInstances/load/xcomEntries/return_value?map_index={index}"
+        path = f"/dags/{self.dag}/dagRuns/{run_id}/taskInstances/load/xcomEntries/return_value?map_index={index}"
         counts: dict[str, int] = self.stack.api("GET", path).json()["value"]
         return counts
+
+    def log(self, run_id: str, task: str, index: int = -1) -> str:
+        """The log of a task's first try."""
+        path = f"/dags/{self.dag}/dagRuns/{run_id}/taskInstances/{task}/logs/1?map_index={index}"
+        return self.stack.api("GET", path).text
 
     def clear(self, run_id: str, task: str, index: int) -> None:
         """Clears a task and what follows it, as the UI does."""
@@ -86,7 +125,7 @@ class Airflow:
             "reset_dag_runs": True,
             "only_failed": False,
         }
-        reply = self.stack.api("POST", "/dags/leads_sync/clearTaskInstances", json=body)
+        reply = self.stack.api("POST", f"/dags/{self.dag}/clearTaskInstances", json=body)
         assert reply.ok, reply.text
 
     def assert_in_step(self) -> None:
@@ -112,13 +151,14 @@ def airflow() -> Iterator[Airflow]:
         for target in shipped["destinations"].values():
             target["settings"] = {"read_timeout": 1, "connect_timeout": 1, "requests_per_second": 1000}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
+        base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
         stack = Stack(
             Path(folder) / "state",
-            ports.free_base(30_000 + os.getpid() * 20 % 10_000),
+            base,
             ROOT,
             generator=False,
             dag="leads_sync",
-            environment={"LEADSYNC_PIPELINES": str(pipelines)},
+            environment={"LEADSYNC_PIPELINES": str(pipelines), **wrong_connections(base)},
         )
         try:
             stack.up()
