@@ -28,6 +28,7 @@ def test_a_wrong_file_is_an_import_error(
     content = airflow.shipped()
     change(content)
     path = airflow.pipelines / "broken.yaml"
+    under_way = airflow.trigger()
     path.write_text(yaml.safe_dump(content))
 
     def errors() -> str:
@@ -40,6 +41,8 @@ def test_a_wrong_file_is_an_import_error(
         path.unlink()
     airflow.until(lambda: "broken" not in errors(), "the import error stays")
     airflow.until(lambda: not airflow.stack.api("GET", "/dags/leads_sync").json()["is_stale"], "the DAG stays away")
+    assert airflow.wait(under_way) == "success"
+    assert {task["try_number"] for task in airflow.task_instances(under_way)} == {1}
     airflow.run()
     airflow.assert_in_step()
 
