@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import psycopg
 import pytest
 
 from demo import lead_store
@@ -73,6 +74,22 @@ def test_a_crm_that_is_away_comes_back_within_the_retries(airflow: Airflow) -> N
     airflow.assert_in_step()
 
 
+def test_a_crm_that_is_down_for_a_whole_run_gets_everything_from_the_next(airflow: Airflow) -> None:
+    fill(airflow, "AWAY", 10)
+    airflow.simulators["salesforce"].faults(down=True)
+    lost = airflow.trigger()
+    assert airflow.wait(lost, seconds=180) == "failed"
+    tasks = airflow.tasks(lost)
+    assert (tasks["hubspot"]["state"], tasks["salesforce"]["state"]) == ("success", "failed")
+    assert tasks["salesforce"]["try_number"] == 4
+    lead_store.update(airflow.hive, "AWAY", 1, "Newer", "1", None)
+    airflow.simulators["salesforce"].faults()
+    found = airflow.run()
+    assert airflow.counts(found, 0)["delivered"] == 1
+    assert airflow.counts(found, 1)["delivered"] == 10
+    airflow.assert_in_step()
+
+
 def test_backfill_and_dry_run(airflow: Airflow) -> None:
     before = [len(simulator.journal()) for simulator in airflow.simulators.values()]
     report = airflow.counts(airflow.run(since=SINCE, dry_run=True), 0)
@@ -109,7 +126,7 @@ def test_wrong_parameters_are_refused(airflow: Airflow, conf: dict[str, object])
 
 def test_a_load_killed_in_the_middle_is_taken_up_again(airflow: Airflow) -> None:
     fill(airflow, "KILL", 12_000)
-    airflow.simulators["hubspot"].faults(latency=0.8)
+    airflow.simulators["hubspot"].faults(latency=0.5)
     run_id = airflow.trigger()
     before = len(airflow.simulators["hubspot"].records())
     airflow.until(lambda: len(airflow.simulators["hubspot"].records()) > before, "nothing arrives")
@@ -117,6 +134,32 @@ def test_a_load_killed_in_the_middle_is_taken_up_again(airflow: Airflow) -> None
     lead_store.update(airflow.hive, "KILL", 1, "Newer", "1", None)
     airflow.simulators["hubspot"].faults()
     assert airflow.wait(run_id) == "success"
-    assert airflow.tasks(run_id)["hubspot"]["try_number"] == 2
+    assert airflow.tasks(run_id)["hubspot"]["try_number"] > 1
+    airflow.run()
+    airflow.assert_in_step()
+
+
+def test_no_lead_is_in_a_log_an_xcom_or_a_table_in_the_open(airflow: Airflow) -> None:
+    marker = "Xyzzy Plugh"
+    fill(airflow, "OPEN", 30)
+    airflow.hive.execute("UPDATE customer SET name = %s WHERE appkey = 'OPEN'", (marker,))
+    airflow.hive.execute("UPDATE customer SET email = %s WHERE appkey = 'OPEN' AND uid < 4", (marker,))
+    airflow.simulators["salesforce"].faults(malformed={"next": 1})
+    run_id = airflow.run()
+    assert airflow.counts(run_id, 0)["dead"] == 3
+    airflow.run(since=SINCE, dry_run=True)
+    for path in airflow.stack.state_dir.rglob("*.log"):
+        assert marker not in path.read_text(errors="replace"), path
+    for dsn in (airflow.stack.postgres.dsn("airflow"), airflow.stack.values()["LEADSYNC_DB_DSN"]):
+        with psycopg.connect(dsn) as connection:
+            tables = connection.execute(
+                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "
+                "WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+            ).fetchall()
+            assert tables
+            for (table,) in tables:
+                query = f"SELECT count(*) FROM {table} t WHERE t::text LIKE %s"  # noqa: S608
+                assert connection.execute(query, (f"%{marker}%",)).fetchone() == (0,), table  # type: ignore[arg-type]
+    airflow.hive.execute("UPDATE customer SET email = NULL WHERE appkey = 'OPEN'")
     airflow.run()
     airflow.assert_in_step()

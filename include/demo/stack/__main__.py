@@ -41,13 +41,8 @@ def _last(folder: Path) -> Stack | None:
 
 def _up(folder: Path) -> int:
     last = _last(folder)
-    dag = DAG if any((ROOT / "dags").glob("*.py")) else None
-    stack = last if last and last.runs() else Stack(folder, ports.base_from_environment(), ROOT, dag=dag)
-    started = not stack.runs()
+    stack = last if last and last.runs() else Stack(folder, ports.base_from_environment(), ROOT, dag=DAG)
     stack.up(_say)
-    if started and dag:
-        # So that the first leads arrive at once and not at the next full minute.
-        stack.api("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None})
     addresses = stack.values()
     print(
         f"""
