@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, dag, get_current_context, get_parsing_context, task
+from airflow.sdk import DAG, TriggerRule, dag, get_current_context, get_parsing_context, task
 
 from leadsync import runtime
 from leadsync.config import Pipeline, load_pipeline, load_pipelines
 from leadsync.crm import registry
-
-PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "include" / "pipelines")
 
 DOCUMENTATION = """
 Keeps **{destinations}** in step with the table `{table}`.
@@ -56,7 +52,8 @@ def sync_dag(pipeline: Pipeline) -> DAG:
         def load(opened: dict[str, Any], destination: str) -> dict[str, Any]:
             return runtime.load(pipeline, opened, destination, get_current_context())
 
-        @task
+        # A destination that is parked is skipped.
+        @task(trigger_rule=TriggerRule.NONE_FAILED)
         def commit_watermark(opened: dict[str, Any]) -> dict[str, Any]:
             return runtime.commit_watermark(pipeline, opened)
 
@@ -71,8 +68,8 @@ def wanted() -> list[Pipeline]:
     """All pipelines; in the process of a task only its own, so that another one's wrong file does not fail it."""
     dag_id = get_parsing_context().dag_id
     if dag_id is None:
-        return load_pipelines(PIPELINES)
-    return [load_pipeline(PIPELINES / f"{dag_id.removesuffix('_sync')}.yaml")]
+        return load_pipelines(runtime.PIPELINES)
+    return [load_pipeline(runtime.PIPELINES / f"{dag_id.removesuffix('_sync')}.yaml")]
 
 
 for pipeline in wanted():

@@ -123,6 +123,7 @@ class Destination(_Model):
     start: Literal["beginning", "now"] | AwareDatetime = "beginning"
     in_flight: int = Field(8, ge=1, le=64, description="requests under way at once")
     max_rejected: float = Field(0.5, gt=0, le=1, description="above this share of rejected leads a load fails")
+    park_after: int = Field(3, ge=1, description="failed runs in a row after which it takes no part until it is well")
     max_rejected_floor: int = Field(20, ge=1, description="so many rejected leads are needed for that")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter")
 
@@ -165,6 +166,7 @@ class Pipeline(_Model):
     source: Source
     schedule: Schedule = Schedule()
     destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
+    catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
     snapshot_ttl_hours: float = Field(168, gt=0)
 
     @field_validator("destinations", mode="before")

@@ -53,7 +53,7 @@ def dry_run(
             except MappingFailure as failure:
                 counts["rejected"] += 1
                 fields[failure.field] += 1
-        leads = [(lead.key, lead.digest) for lead in mapped]
+        leads = [(lead.key, lead.digest, lead.external_id) for lead in mapped]
         with state.transaction():
             # A destination that has never run has no number yet, and nothing in the ledger: 0 is nobody's.
             number = mark.destination_id if mark else 0

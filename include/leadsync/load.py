@@ -11,26 +11,23 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Any
 from uuid import UUID
 
-import psycopg
 import structlog
 
 from leadsync import changes
-from leadsync.config import Pipeline
+from leadsync.clients import Clients
+from leadsync.config import Destination, Pipeline
 from leadsync.copytext import parse_line
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
 from leadsync.letters import Letters
 from leadsync.mapping import Mapped, Mapper, MappingFailure, Row, lead_key
 from leadsync.models import Lead, Outcome, Status
-from leadsync.sealing import Sealer
 from leadsync.sending import Sender, request_failed
-from leadsync.snapshot import SnapshotStore
 from leadsync.state import dead_letters, ledger, operations
 from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
 from leadsync.state.fence import Fence
-from leadsync.state.operations import Counts, Operation
+from leadsync.state.operations import Counts, LoadLog, Operation
 
 log = structlog.get_logger(__name__)
 
@@ -76,32 +73,31 @@ class Load:
 
     def __init__(
         self,
-        state: psycopg.Connection[Any],
-        snapshots: SnapshotStore,
-        sealer: Sealer,
+        clients: Clients,
         pipeline: Pipeline,
         operation: Operation,
-        destination: str,
+        target: Destination,
         destination_id: int,
+        row: LoadLog,
         fence: Fence,
         sender: Sender,
         reread: Reread,
     ) -> None:
-        self._state = state
-        self._snapshots = snapshots
-        self._sealer = sealer
+        self._state = state = clients.state
+        self._snapshots = clients.snapshots
+        self._sealer = clients.sealer
         self._source = pipeline.source
         self._operation = operation
-        self._target = next(d for d in pipeline.destinations if d.name == destination)
+        self._target = target
         self._id = destination_id
         self._mapper = Mapper(pipeline.source, self._target)
         self._fence = fence
         self._sender = sender
         self._reread = reread
-        self._letters = Letters(state, sealer, operation, destination, destination_id)
+        self._letters = Letters(state, clients.sealer, operation, target.name, destination_id)
         self._retry_after: float | None = None
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
-        self.log = operations.start_load(state, operation, destination_id)
+        self.log = row
 
     def run(self) -> Counts:
         """Goes over what is not settled yet. Whatever stops it, all that ended until then is settled."""
@@ -123,15 +119,15 @@ class Load:
 
     def _groups(self) -> Iterator[Group]:
         """First the leads that wait to be tried again, then the chunks that are not settled yet."""
-        attempt, sequence = self._operation.attempt_id, self._operation.sequence or 0
-        waiting = dead_letters.waiting(self._state, self._id, attempt)
+        snapshot, sequence = self._operation.snapshot_id, self._operation.sequence or 0
+        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
         for chunk in sorted(chunk for chunk in waiting if chunk < self.log.next_chunk):
             group = Group(self.log.next_chunk)
-            lines = _lines(self._snapshots.chunk(attempt, chunk))
+            lines = _lines(self._snapshots.chunk(snapshot, chunk))
             self._read(group, lines, chunk, sequence, waiting[chunk], only=waiting[chunk])
             yield group
         group = Group(self.log.next_chunk)
-        for chunk, text in self._snapshots.chunks(attempt, self.log.next_chunk):
+        for chunk, text in self._snapshots.chunks(snapshot, self.log.next_chunk):
             lines = _lines(text)
             self._read(group, lines, chunk, sequence, waiting.get(chunk, {}))
             group.read += len(lines)
@@ -184,7 +180,7 @@ class Load:
             self._refresh(group, [item for item in items if item.mapped.key in claims.in_doubt])
 
     def _claim_under(self, sequence: int, items: Sequence[Item]) -> ledger.Claims:
-        leads = [(item.mapped.key, item.mapped.digest) for item in items]
+        leads = [(item.mapped.key, item.mapped.digest, item.mapped.external_id) for item in items]
         with self._state.transaction():
             self._fence.busy()
             return ledger.claim(self._state, self._id, sequence, leads, resend=self._operation.resend)
@@ -195,8 +191,11 @@ class Load:
         rows = [parse_line(item.line) for item in doubtful]
         sequence, lines = self._reread([[row[place] or "" for place in places] for row in rows])
         attempts = {item.mapped.key: item.attempts for item in doubtful}
+        chunks = {item.mapped.key: item.chunk for item in doubtful}
         fresh = Group(group.next_chunk)
-        self._read(fresh, lines, doubtful[0].chunk, sequence, attempts)
+        self._read(fresh, lines, 0, sequence, attempts)
+        for item in fresh.items:
+            item.chunk = chunks[item.mapped.key]  # where its next try looks for it
         claims = self._claim_under(sequence, fresh.items)
         group.items += _to_send(fresh.items, claims)
         group.unchanged += claims.unchanged
@@ -254,7 +253,7 @@ class Load:
             group.letters += self._queue(failed)
             self._letters.bury(group.letters)
             ended = [*arrived, *group.unchanged, *group.overtaken, *(letter.lead_key for letter in group.letters)]
-            dead_letters.forget_retries(self._state, self._id, self._operation.attempt_id, ended)
+            dead_letters.forget_retries(self._state, self._id, self._operation.sync_id, ended)
             if records:
                 sealed = self._sealer.seal(changes.pack(self._source, records), operations.data_context(self.log.id))
                 operations.add_data(self._state, self.log, sealed)
@@ -278,7 +277,7 @@ class Load:
                 nonsense = outcome.message
         if nonsense:
             self._letters.remember("nonsense", f"{self._target.name} answered what makes no sense", {"reply": nonsense})
-        tries = dead_letters.queue_retries(self._state, self._id, self._operation.attempt_id, retries)
+        tries = dead_letters.queue_retries(self._state, self._id, self._operation.sync_id, retries)
         letters = []
         for key, attempts in tries.items():
             item, outcome = failed[key]
@@ -306,7 +305,7 @@ class Load:
             raise sender.error
         if sender.unavailable:
             raise Unavailable(f"{name} takes nothing at the moment; what is left stays queued", self._retry_after)
-        waiting = dead_letters.waiting(self._state, self._id, self._operation.attempt_id)
+        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
         if waiting:
             many = sum(map(len, waiting.values()))
             raise TransientFailure(f"{name}: {many} leads failed in passing and wait in the queue", self._retry_after)

@@ -6,10 +6,11 @@ The only module that imports Airflow. Each function named after a task is that t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,22 +19,28 @@ from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.providers.redis.hooks.redis import RedisHook
 from airflow.sdk import BaseHook, CronDataIntervalTimetable, Param, RetryPolicy, Variable
 from airflow.sdk.definitions.retry_policy import RetryDecision
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from leadsync import operations
+from leadsync.clients import Clients
 from leadsync.config import Pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
 from leadsync.errors import ConfigError, FailNow, LeadsyncError, TryAgain, Unavailable
+from leadsync.request import Request, moment, read_request
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import APPLICATION_NAME, LeadStore, Window
+from leadsync.windows import BEGINNING
 
 STATE = "leadsync_db"
 REDIS = "leadsync_redis"
+# The pipeline files.
+PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "pipelines")
 KEY_VARIABLE = "leadsync_encryption_key"
 LONGEST_WAIT = timedelta(minutes=15)
+LONGEST_LABEL = 200  # characters; Airflow keeps 250
 
 Context = Mapping[str, Any]
 
@@ -91,70 +98,78 @@ def parameters(pipeline: Pipeline) -> dict[str, Param]:
 
 
 def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
-    """Opens the sync operation and fixes its window; what it returns goes to all other tasks."""
-    with _clear_errors():
-        run = context["dag_run"]
-        request = _request(pipeline, run)
-        with _database(STATE) as state, _store(pipeline) as store:
-            window = operations.fix_window(state, store, pipeline, request)
-            common = {
-                "destinations": list(request.destinations),
-                "lower": window.lower.isoformat() if window.lower else None,
-                "upper": window.upper.isoformat(),
-                "resend": request.resend,
-                "dry_run": request.dry_run,
+    """Fixes the windows of the run and opens a sync operation for each; what it returns goes to all other tasks.
+
+    `operations`: of each `sync_id` (None in a dry run), `lower`, `upper` and `destinations`; `parked`: the leads that
+    wait, by destination; `destinations`: all that `load` is mapped over.
+    """
+    run = context["dag_run"]
+    request = _request(pipeline, run)
+    with clients(pipeline) as using, using.open_store() as store:
+        names = {"destinations": list(request.destinations), "resend": request.resend, "dry_run": request.dry_run}
+        if request.dry_run:
+            plans = operations.look(using, store, pipeline, request)
+            return {
+                **names,
+                "operations": [_window(None, each.window, each.destinations) for each in plans],
+                "parked": {},
             }
-            if request.dry_run:
-                return common
-            operation = operations.open_operation(state, pipeline, run.run_id, request, window)
-            return {**common, "sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "kind": operation.kind}
+        opened = operations.open_run(using, store, pipeline, run.run_id, request)
+        found = [_window(each.sync_id, Window(each.lower, each.upper), each.destinations) for each in opened.operations]
+        return {**names, "operations": found, "parked": opened.parked}
 
 
 def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[str]:
-    """Keeps the window's rows in Redis; returns the destinations, over which `load` is mapped."""
+    """Keeps the windows' rows in Redis; returns the destinations, over which `load` is mapped."""
     destinations: list[str] = opened["destinations"]
     if opened["dry_run"]:
         return destinations
-    with _clear_errors(), _database(STATE) as state, _store(pipeline) as store, _snapshots(pipeline) as snapshots:
-        operations.take_snapshot(state, store, snapshots, pipeline, opened["sync_id"], opened["attempt_id"])
+    with clients(pipeline) as using, using.open_store() as store:
+        for operation in opened["operations"]:
+            operations.take_snapshot(using, store, pipeline, operation["sync_id"])
         return destinations
 
 
 def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, context: Any) -> dict[str, Any]:
-    """Delivers the snapshot to one destination and returns the counts; what stands out goes into the label."""
-    with _clear_errors(), _database(STATE) as state:
+    """Delivers the snapshot to one destination and returns the counts; what stands out goes into the label.
+
+    A destination that is parked is probed instead, and its task instance skipped.
+    """
+    with clients(pipeline) as using:
+        if destination in opened["parked"]:
+            waiting, because = opened["parked"][destination], operations.probe(using, pipeline, destination)
+            state = (
+                f"parked ({because}), {waiting} leads wait" if because else "well again, catches up from the next run"
+            )
+            context["label"] = f"{destination}: {state}"[:LONGEST_LABEL]
+            raise AirflowSkipException(context["label"])
+        operation = next(each for each in opened["operations"] if destination in each["destinations"])
         if opened["dry_run"]:
             context["label"] = f"{destination} (dry run)"
-            request = operations.read_request(pipeline, {"since": opened["lower"]})
-            window = Window(request.since, operations.moment("upper", opened) or operations.BEGINNING)
-            with _store(pipeline) as store:
-                return dry_run(state, store, pipeline, destination, window, resend=opened["resend"])
-        with _snapshots(pipeline) as snapshots, _adapter(pipeline, destination) as adapter:
-            counts = operations.load(
-                state,
-                partial(_store, pipeline),
-                snapshots,
-                _sealer(),
-                pipeline,
-                opened["sync_id"],
-                opened["attempt_id"],
-                destination,
-                adapter,
-            )
+            window = Window(moment("lower", operation), moment("upper", operation) or BEGINNING)
+            with using.open_store() as store:
+                return dry_run(using.state, store, pipeline, destination, window, resend=opened["resend"])
+        counts = operations.load(using, pipeline, operation["sync_id"], destination)
         if counts["dead"]:
             context["label"] = f"{destination}: {counts['dead']} dead letters"
         return dict(counts)
 
 
-def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the watermarks to the end of the window, after every load of the run succeeded."""
+def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str, str]:
+    """Moves the watermarks to the ends of the windows, once every load of the run has succeeded; returns what moved."""
     if opened["dry_run"]:
-        return {"watermark_moved": False}
-    with _clear_errors(), _database(STATE) as state:
-        return operations.commit(state, pipeline, opened["sync_id"], opened["attempt_id"])
+        return {}
+    with clients(pipeline) as using:
+        moved = operations.commit(using, pipeline, [operation["sync_id"] for operation in opened["operations"]])
+        return {name: upper.isoformat() for name, upper in moved.items()}
 
 
-def _request(pipeline: Pipeline, run: Any) -> operations.Request:
+def _window(sync_id: str | None, window: Window, destinations: Sequence[str]) -> dict[str, Any]:
+    lower = window.lower.isoformat() if window.lower else None
+    return {"sync_id": sync_id, "lower": lower, "upper": window.upper.isoformat(), "destinations": list(destinations)}
+
+
+def _request(pipeline: Pipeline, run: Any) -> Request:
     conf = dict(run.conf or {})
     unknown = sorted(set(conf) - set(parameters(pipeline)))
     if unknown:
@@ -163,7 +178,7 @@ def _request(pipeline: Pipeline, run: Any) -> operations.Request:
         # Each run of Airflow's own backfill takes its data interval as its window.
         interval = {"since": run.data_interval_start.isoformat(), "until": run.data_interval_end.isoformat()}
         conf = {**conf, **interval}
-    return operations.read_request(pipeline, conf)
+    return read_request(pipeline, conf)
 
 
 @contextmanager
@@ -246,12 +261,22 @@ def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
 
 
 @contextmanager
-def _snapshots(pipeline: Pipeline) -> Iterator[SnapshotStore]:
+def clients(pipeline: Pipeline) -> Iterator[Clients]:
+    """All that a task works with; errors of databases are named by their reaction on the way out."""
+    with _clear_errors(), _database(STATE) as state, _redis() as client:
+        sealer = _sealer()
+        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
+        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline))
+
+
+@contextmanager
+def _redis() -> Iterator[redis.Redis]:
+    """Connects at the first command."""
     _connection(REDIS)
     hook: Any = RedisHook(REDIS)
     client: redis.Redis = hook.get_conn()
     try:
-        yield SnapshotStore(client, _sealer(), pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
+        yield client
     finally:
         client.close()
 

@@ -41,7 +41,7 @@ class SnapshotStore:
         self._ttl = ttl_seconds
 
     def write(
-        self, attempt_id: str, rows: Iterable[bytes | bytearray | memoryview], sequence: int, columns: tuple[str, ...]
+        self, snapshot_id: str, rows: Iterable[bytes | bytearray | memoryview], sequence: int, columns: tuple[str, ...]
     ) -> Manifest:
         """Stores a stream of COPY lines at constant memory and returns the manifest."""
         count = chunks = stored = size = 0
@@ -49,7 +49,7 @@ class SnapshotStore:
 
         def flush() -> None:
             nonlocal chunks, stored, size
-            blob = self._seal(b"".join(lines), f"{self._prefix}:{attempt_id}:{chunks}")
+            blob = self._seal(b"".join(lines), f"{self._prefix}:{snapshot_id}:{chunks}")
             chunks, stored, size = chunks + 1, stored + len(blob), 0
             lines.clear()
 
@@ -62,22 +62,22 @@ class SnapshotStore:
         if lines:
             flush()
         manifest = Manifest(count, chunks, stored, sequence, columns)
-        self._seal(orjson.dumps(asdict(manifest)), f"{self._prefix}:{attempt_id}:manifest")
+        self._seal(orjson.dumps(asdict(manifest)), f"{self._prefix}:{snapshot_id}:manifest")
         return manifest
 
-    def manifest(self, attempt_id: str) -> Manifest:
+    def manifest(self, snapshot_id: str) -> Manifest:
         """The manifest of a complete snapshot."""
-        data = orjson.loads(self._open(f"{self._prefix}:{attempt_id}:manifest"))
+        data = orjson.loads(self._open(f"{self._prefix}:{snapshot_id}:manifest"))
         return Manifest(**{**data, "columns": tuple(data["columns"])})
 
-    def chunk(self, attempt_id: str, index: int) -> bytes:
+    def chunk(self, snapshot_id: str, index: int) -> bytes:
         """One chunk: whole COPY lines."""
-        return self._open(f"{self._prefix}:{attempt_id}:{index}")
+        return self._open(f"{self._prefix}:{snapshot_id}:{index}")
 
-    def chunks(self, attempt_id: str, first: int = 0) -> Iterator[tuple[int, bytes]]:
+    def chunks(self, snapshot_id: str, first: int = 0) -> Iterator[tuple[int, bytes]]:
         """The chunks from `first` on, with their places."""
-        for index in range(first, self.manifest(attempt_id).chunks):
-            yield index, self.chunk(attempt_id, index)
+        for index in range(first, self.manifest(snapshot_id).chunks):
+            yield index, self.chunk(snapshot_id, index)
 
     def eviction_policy(self) -> str | None:
         """Redis's eviction policy when it may drop snapshots, None when all is well or Redis does not tell."""

@@ -144,18 +144,34 @@ class LeadStore:
     def stream(self, window: Window) -> Iterator[Buffer]:
         """The rows of a window as COPY text, a row an item, ordered by watermark and key; constant memory."""
         source = self._source
-        conditions = [sql.SQL("{} < {}").format(sql.Identifier(source.watermark), self._literal(window.upper))]
-        if window.lower is not None:
-            lower = window.lower - timedelta(seconds=source.lookback)
-            conditions.append(sql.SQL("{} >= {}").format(sql.Identifier(source.watermark), self._literal(lower)))
         query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} ORDER BY {}) TO STDOUT").format(
             self._names(source.columns),
             self._table,
-            sql.SQL(" AND ").join(conditions),
+            self._within(window, source.lookback),
             self._names((source.watermark, *(key for key in source.key if key != source.watermark))),
         )
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             yield from copy
+
+    def count(self, window: Window, at_most: int = 100_000) -> int:
+        """How many rows a window holds; counting stops at `at_most`."""
+        query = sql.SQL("SELECT count(*) FROM (SELECT FROM {} WHERE {} LIMIT {}) rows").format(
+            self._table, self._within(window), sql.Literal(at_most)
+        )
+        return int(self._one(query))
+
+    def slice_end(self, lower: datetime | None, upper: datetime, rows: int) -> datetime:
+        """The end of the first window from `lower` on that holds at least `rows` rows, or else `upper`.
+
+        It is the first watermark above that of the last row: rows with one watermark are never parted.
+        """
+        column, within = sql.Identifier(self._source.watermark), self._within(Window(lower, upper))
+        query = sql.SQL(
+            "SELECT {moment} FROM {table} WHERE {within} AND {column} > "
+            "(SELECT {column} FROM {table} WHERE {within} ORDER BY {column} OFFSET {skipped} LIMIT 1) "
+            "ORDER BY {column} LIMIT 1"
+        ).format(moment=self._moment(), table=self._table, within=within, column=column, skipped=sql.Literal(rows - 1))
+        return self._one(query) or upper
 
     def read(self, keys: Sequence[Sequence[str]]) -> Iterator[Buffer]:
         """The present rows of the leads with these key values, as COPY text; leads that are gone are left out."""
@@ -170,7 +186,25 @@ class LeadStore:
         values = {"application": APPLICATION_NAME, "ignored": list(self._source.ignore_roles)}
         return self._connection.execute(OLDEST_WRITER, values).fetchone()
 
-    def _one(self, query: LiteralString, values: dict[str, Any] | None = None) -> Any:
+    def _within(self, window: Window, lookback: float = 0.0) -> sql.Composable:
+        column = sql.Identifier(self._source.watermark)
+        conditions = [sql.SQL("{} < {}").format(column, self._literal(window.upper))]
+        if window.lower is not None:
+            lower = window.lower - timedelta(seconds=lookback)
+            conditions.append(sql.SQL("{} >= {}").format(column, self._literal(lower)))
+        return sql.SQL(" AND ").join(conditions)
+
+    def _moment(self) -> sql.Composable:
+        """The watermark column as timestamptz."""
+        kind, column = self._source.watermark_kind, sql.Identifier(self._source.watermark)
+        if kind == "timestamptz":
+            return column
+        if kind == "timestamp":
+            return sql.SQL("({} AT TIME ZONE {})").format(column, sql.Literal(self._source.timezone))
+        unit = sql.Literal("1 second" if kind == "epoch_s" else "1 millisecond")
+        return sql.SQL("(timestamptz 'epoch' + {} * {}::interval)").format(column, unit)
+
+    def _one(self, query: LiteralString | sql.Composed, values: dict[str, Any] | None = None) -> Any:
         row = self._connection.execute(query, values).fetchone()
         return row[0] if row else None
 

@@ -43,7 +43,7 @@ def test_a_rejected_lead_shows_in_the_label(airflow: Airflow) -> None:
     airflow.assert_in_step()
 
 
-def test_a_refused_load_fails_at_once_and_goes_on_when_cleared(airflow: Airflow) -> None:
+def test_a_spent_quota_fails_at_once_parks_the_crm_and_goes_on_when_cleared(airflow: Airflow) -> None:
     fill(airflow, "QUOTA", 10)
     airflow.simulators["salesforce"].faults(quota_spent=True)
     old = airflow.trigger()
@@ -52,10 +52,16 @@ def test_a_refused_load_fails_at_once_and_goes_on_when_cleared(airflow: Airflow)
     assert tasks["salesforce"]["try_number"] == 1
     assert tasks["hubspot"]["state"] == "success"
     assert tasks["commit_watermark"]["state"] == "upstream_failed"
-    # A newer state goes out with a newer run; the older run, cleared after it, sends nothing old.
+    # The next run does not wait for it, and shows that.
     airflow.simulators["salesforce"].faults()
     lead_store.update(airflow.hive, "QUOTA", 3, "Newer", "1", None)
-    airflow.run()
+    tasks = airflow.tasks(airflow.run())
+    (label,) = (name for name in tasks if name.startswith("salesforce: parked (QuotaExceeded"))
+    assert label.endswith("10 leads wait")
+    assert (tasks[label]["state"], tasks["hubspot"]["state"]) == ("skipped", "success")
+    assert tasks["commit_watermark"]["state"] == "success"
+    # A newer state goes out with a newer run; the older run, cleared after it, sends nothing old.
+    airflow.run(destinations=["salesforce"])
     airflow.assert_in_step()
     airflow.clear(old, "load", 1)
     assert airflow.wait(old) == "success"

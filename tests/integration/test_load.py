@@ -12,6 +12,7 @@ from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
+from leadsync import snapshot
 from leadsync.config import FieldMapping
 from leadsync.crm.base import CRMAdapter
 from leadsync.dry_run import dry_run
@@ -205,7 +206,7 @@ def test_a_load_of_a_replaced_attempt_refuses(world: World) -> None:
     old = world.extract("run-1")
     world.snapshot(old)
     new = world.extract("run-1")
-    assert new.sync_id == old.sync_id
+    assert new.sync_id != old.sync_id
     for step in (world.snapshot, lambda operation: world.load(operation, "hubspot"), world.commit):
         with pytest.raises(Superseded):
             step(old)
@@ -225,7 +226,7 @@ def test_a_lead_in_doubt_is_read_again(world: World) -> None:
     world.load(new, "hubspot")
     world.state.execute("UPDATE leadsync.delivery SET digest = NULL")
     world.state.execute(
-        "INSERT INTO leadsync.delivery "
+        "INSERT INTO leadsync.delivery (destination_id, lead_key, sequence) "
         "SELECT destination_id, %s, %s FROM leadsync.watermark WHERE destination = 'hubspot'",
         (lead_key("ASDAD:1"), sequence[0]),
     )
@@ -233,6 +234,32 @@ def test_a_lead_in_doubt_is_read_again(world: World) -> None:
     assert counts["delivered"] == 1
     assert world.dead("hubspot") == {"ASDAD:1": "failed"}
     assert world.simulators["hubspot"].records()["ASDAD:2"]["firstname"] == "Newer"
+
+
+def test_leads_in_doubt_of_any_chunk_are_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were read again, failed in passing, and are looked for in the chunks that they came from."""
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 1000)
+    fill(world, 250)
+    old = world.extract()
+    world.snapshot(old)
+    new = world.extract()
+    world.snapshot(new)
+    world.load(new, "hubspot")
+    world.state.execute("UPDATE leadsync.delivery SET digest = NULL")
+    deliver = CRMAdapter.deliver
+
+    def lost(self: CRMAdapter, leads: Any, *, delete: bool = False) -> Any:
+        if any(lead.external_id == "ASDAD:250" for lead in leads):
+            world.simulators["hubspot"].faults(lose_reply={"next": 1})
+        return deliver(self, leads, delete=delete)
+
+    object.__setattr__(world.target("hubspot"), "in_flight", 1)
+    monkeypatch.setattr(CRMAdapter, "deliver", lost)
+    with pytest.raises(TransientFailure):
+        world.load(old, "hubspot")
+    monkeypatch.undo()
+    assert world.load(old, "hubspot")["delivered"] == 250
+    world.assert_in_step("hubspot")
 
 
 def test_awkward_values_never_stop_a_load(world: World) -> None:

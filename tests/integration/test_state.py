@@ -17,7 +17,7 @@ Connection = psycopg.Connection[Any]
 
 def claim(state: Connection, sequence: int, digest: UUID, **more: bool) -> ledger.Claims:
     with state.transaction():
-        return ledger.claim(state, 1, sequence, [(LEAD, digest)], **more)
+        return ledger.claim(state, 1, sequence, [(LEAD, digest, "ASDAD:1")], **more)
 
 
 def settle(state: Connection, sequence: int, digest: UUID) -> None:
@@ -70,3 +70,29 @@ def test_a_claim_clears_the_hash_so_that_a_revert_after_a_lost_reply_is_sent(sta
 def test_a_dry_run_claims_nothing(state: Connection) -> None:
     assert claim(state, 9, NEW, dry_run=True).send == {LEAD: None}
     assert state.execute("SELECT count(*) FROM leadsync.delivery").fetchone() == (0,)
+
+
+def test_migrations_keep_what_is_there(database: str) -> None:
+    """From the first schema to the newest, back and forth again, with an operation that was extracted twice."""
+    schema.migrate(database, "0001")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("""
+            INSERT INTO leadsync.watermark (pipeline, destination) VALUES ('leads', 'hubspot');
+            INSERT INTO leadsync.sync_operation
+                   (sync_id, pipeline, run_id, attempt_id, kind, upper_bound, destinations)
+            VALUES (gen_random_uuid(), 'leads', 'run-1', gen_random_uuid(), 'run', now(), '{hubspot}');
+            INSERT INTO leadsync.operation_log (sync_id, attempt_id, destination_id, delivered)
+            SELECT sync_id, attempt_id, 1, 2 FROM leadsync.sync_operation
+             UNION ALL SELECT sync_id, gen_random_uuid(), 1, 1 FROM leadsync.sync_operation;
+            INSERT INTO leadsync.retry_queue (destination_id, attempt_id, lead_key, external_id, chunk, attempts)
+            SELECT 1, attempt_id, gen_random_uuid(), 'A:1', 0, 1 FROM leadsync.sync_operation;
+        """)
+        schema.migrate(database)
+        joined = "SELECT delivered, external_id FROM leadsync.operation_log JOIN leadsync.retry_queue USING (sync_id)"
+        assert connection.execute(joined).fetchall() == [(2, "A:1")]
+        assert connection.execute("SELECT count(*) FROM leadsync.operation_log").fetchone() == (2,)
+        schema.migrate(database, "0001")
+        schema.migrate(database)
+        assert connection.execute(joined).fetchall() == [(2, "A:1")]
+        schema.migrate(database, "base")
+        assert connection.execute("SELECT to_regclass('leadsync.watermark')").fetchone() == (None,)

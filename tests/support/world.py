@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import redis
 
 from demo import lead_store
 from leadsync import operations
+from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline, load_pipeline
 from leadsync.crm import registry
+from leadsync.crm.base import CRMAdapter
 from leadsync.mapping import Mapper
+from leadsync.request import read_request
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import LeadStore
@@ -60,46 +63,43 @@ class World:
             while row and store.bound().upper <= row[0]:
                 time.sleep(0.01)
 
-    def extract(self, run_id: str | None = None, **parameters: Any) -> operations.Operation:
-        request = operations.read_request(self.pipeline, parameters)
+    @contextmanager
+    def adapter(self, destination: str) -> Iterator[CRMAdapter]:
+        with closing(registry.build(self.target(destination), self.simulators[destination].endpoint)) as adapter:
+            yield adapter
+
+    @property
+    def clients(self) -> Clients:
+        return Clients(self.state, self.sealer, self.snapshots, self.store, self.adapter)
+
+    def open(self, run_id: str | None = None, **parameters: Any) -> operations.Opened:
+        request = read_request(self.pipeline, parameters)
         self.settle()
         with self.store() as store:
-            window = operations.fix_window(self.state, store, self.pipeline, request)
-        return operations.open_operation(self.state, self.pipeline, run_id or str(uuid4()), request, window)
+            return operations.open_run(self.clients, store, self.pipeline, run_id or str(uuid4()), request)
+
+    def extract(self, run_id: str | None = None, **parameters: Any) -> operations.Operation:
+        """The one operation of a run whose destinations are in step with each other."""
+        (operation,) = self.open(run_id, **parameters).operations
+        return operation
 
     def snapshot(self, operation: operations.Operation) -> None:
         with self.store() as store:
-            operations.take_snapshot(
-                self.state, store, self.snapshots, self.pipeline, operation.sync_id, operation.attempt_id
-            )
+            operations.take_snapshot(self.clients, store, self.pipeline, operation.sync_id)
 
     def load(self, operation: operations.Operation, destination: str) -> dict[str, int]:
-        target = self.target(destination)
-        adapter = registry.build(target, self.simulators[destination].endpoint)
-        try:
-            return operations.load(
-                self.state,
-                self.store,
-                self.snapshots,
-                self.sealer,
-                self.pipeline,
-                operation.sync_id,
-                operation.attempt_id,
-                destination,
-                adapter,
-            )
-        finally:
-            adapter.close()
+        return operations.load(self.clients, self.pipeline, operation.sync_id, destination)
 
-    def commit(self, operation: operations.Operation) -> None:
-        operations.commit(self.state, self.pipeline, operation.sync_id, operation.attempt_id)
+    def commit(self, *opened: operations.Operation) -> None:
+        operations.commit(self.clients, self.pipeline, [operation.sync_id for operation in opened])
 
     def run(self, **parameters: Any) -> dict[str, dict[str, int]]:
         """One whole run; the counts by destination."""
-        operation = self.extract(**parameters)
-        self.snapshot(operation)
-        counts = {name: self.load(operation, name) for name in operation.destinations}
-        self.commit(operation)
+        opened = self.open(**parameters).operations
+        for operation in opened:
+            self.snapshot(operation)
+        counts = {name: self.load(operation, name) for operation in opened for name in operation.destinations}
+        self.commit(*opened)
         return counts
 
     def target(self, name: str) -> Destination:

@@ -10,7 +10,7 @@ import pytest
 
 from leadsync.config import load_pipeline
 from leadsync.errors import ConfigError
-from leadsync.operations import Request, read_request
+from leadsync.request import Request, read_request
 
 PIPELINE = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
 
@@ -22,7 +22,9 @@ def test_no_parameters_mean_all_destinations() -> None:
 def test_all_parameters() -> None:
     parameters = {"since": "2026-01-01T08:00:00+08:00", "until": "2026-02-01T00:00:00Z", "destinations": ["hubspot"],
                   "resend": True, "dry_run": True}  # fmt: skip
-    expected = Request(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), ("hubspot",), True, True)
+    expected = Request(
+        datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), ("hubspot",), True, True, True
+    )
     assert read_request(PIPELINE, parameters) == expected
 
 

@@ -11,24 +11,24 @@ import psycopg
 
 MAX_ATTEMPTS = 3
 
-# One more failure of each lead; how many it has had in this attempt of the operation.
+# One more failure of each lead; how many it has had in this operation.
 QUEUE_RETRIES: LiteralString = """
-INSERT INTO leadsync.retry_queue AS q (destination_id, attempt_id, lead_key, external_id, chunk, code, attempts)
-SELECT %(destination)s, %(attempt_id)s, *
+INSERT INTO leadsync.retry_queue AS q (destination_id, sync_id, lead_key, external_id, chunk, code, attempts)
+SELECT %(destination)s, %(sync_id)s, *
   FROM unnest(%(lead_keys)s::uuid[], %(external_ids)s::text[], %(chunks)s::int[], %(codes)s::text[], %(counts)s::int[])
-ON CONFLICT (destination_id, attempt_id, lead_key) DO UPDATE
+ON CONFLICT (destination_id, sync_id, lead_key) DO UPDATE
    SET attempts = q.attempts + excluded.attempts, code = excluded.code, updated_at = now()
 RETURNING lead_key, attempts
 """
 
 WAITING: LiteralString = """
 SELECT chunk, lead_key, attempts FROM leadsync.retry_queue
- WHERE destination_id = %(destination)s AND attempt_id = %(attempt_id)s
+ WHERE destination_id = %(destination)s AND sync_id = %(sync_id)s
 """
 
 FORGET_RETRIES: LiteralString = """
 DELETE FROM leadsync.retry_queue
- WHERE destination_id = %(destination)s AND attempt_id = %(attempt_id)s AND lead_key = ANY (%(lead_keys)s)
+ WHERE destination_id = %(destination)s AND sync_id = %(sync_id)s AND lead_key = ANY (%(lead_keys)s)
 """
 
 # A dead letter is resolved by itself when a later run delivers the lead.
@@ -79,12 +79,12 @@ class Retry:
 
 
 def queue_retries(
-    connection: psycopg.Connection[Any], destination: int, attempt_id: str, retries: Sequence[Retry]
+    connection: psycopg.Connection[Any], destination: int, sync_id: str, retries: Sequence[Retry]
 ) -> dict[UUID, int]:
     """Counts one more failure for each lead; returns how many each has had."""
     values = {
         "destination": destination,
-        "attempt_id": UUID(attempt_id),
+        "sync_id": UUID(sync_id),
         "lead_keys": [retry.lead_key for retry in retries],
         "external_ids": [retry.external_id for retry in retries],
         "chunks": [retry.chunk for retry in retries],
@@ -94,21 +94,21 @@ def queue_retries(
     return {key: attempts for key, attempts in connection.execute(QUEUE_RETRIES, values)} if retries else {}
 
 
-def waiting(connection: psycopg.Connection[Any], destination: int, attempt_id: str) -> dict[int, dict[UUID, int]]:
-    """The leads of this attempt that wait to be tried again: chunk → lead key → failures so far."""
+def waiting(connection: psycopg.Connection[Any], destination: int, sync_id: str) -> dict[int, dict[UUID, int]]:
+    """The leads of this operation that wait to be tried again: chunk → lead key → failures so far."""
     found: dict[int, dict[UUID, int]] = {}
-    values = {"destination": destination, "attempt_id": UUID(attempt_id)}
+    values = {"destination": destination, "sync_id": UUID(sync_id)}
     for chunk, key, attempts in connection.execute(WAITING, values):
         found.setdefault(chunk, {})[key] = attempts
     return found
 
 
 def forget_retries(
-    connection: psycopg.Connection[Any], destination: int, attempt_id: str, lead_keys: Sequence[UUID]
+    connection: psycopg.Connection[Any], destination: int, sync_id: str, lead_keys: Sequence[UUID]
 ) -> None:
     """Takes leads out of the retry queue: they have ended otherwise."""
     if lead_keys:
-        values = {"destination": destination, "attempt_id": UUID(attempt_id), "lead_keys": list(lead_keys)}
+        values = {"destination": destination, "sync_id": UUID(sync_id), "lead_keys": list(lead_keys)}
         connection.execute(FORGET_RETRIES, values)
 
 

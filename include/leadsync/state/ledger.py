@@ -15,10 +15,11 @@ from uuid import UUID
 import psycopg
 
 CLAIMS: LiteralString = """
-CREATE TEMPORARY TABLE IF NOT EXISTS claim (lead_key uuid NOT NULL, digest uuid NOT NULL) ON COMMIT DELETE ROWS
+CREATE TEMPORARY TABLE IF NOT EXISTS claim
+    (lead_key uuid NOT NULL, digest uuid NOT NULL, external_id text NOT NULL) ON COMMIT DELETE ROWS
 """
 
-COPY_CLAIMS: LiteralString = "COPY claim (lead_key, digest) FROM STDIN (FORMAT binary)"
+COPY_CLAIMS: LiteralString = "COPY claim (lead_key, digest, external_id) FROM STDIN (FORMAT binary)"
 
 # What the ledger says of each lead. Every lead of the chunk that is known comes back.
 COMPARE: LiteralString = """
@@ -30,13 +31,14 @@ SELECT c.lead_key, d.sequence, d.digest, d.crm_id
 # higher sequence is left alone. In key order, so that neighbouring index pages are written together.
 CLAIM: LiteralString = """
 MERGE INTO leadsync.delivery d
-USING (SELECT lead_key, digest FROM claim ORDER BY lead_key) c
+USING (SELECT lead_key, digest, external_id FROM claim ORDER BY lead_key) c
    ON d.destination_id = %(destination)s AND d.lead_key = c.lead_key
  WHEN MATCHED AND d.sequence <= %(sequence)s THEN
-      UPDATE SET sequence = %(sequence)s,
+      UPDATE SET sequence = %(sequence)s, external_id = c.external_id,
                  digest = CASE WHEN d.digest = c.digest AND NOT %(resend)s THEN d.digest END
  WHEN NOT MATCHED THEN
-      INSERT (destination_id, lead_key, sequence) VALUES (%(destination)s, c.lead_key, %(sequence)s)
+      INSERT (destination_id, lead_key, sequence, external_id)
+      VALUES (%(destination)s, c.lead_key, %(sequence)s, c.external_id)
 """
 
 SETTLEMENTS: LiteralString = """
@@ -70,17 +72,17 @@ def claim(
     connection: psycopg.Connection[Any],
     destination: int,
     sequence: int,
-    leads: Sequence[tuple[UUID, UUID]],
+    leads: Sequence[tuple[UUID, UUID, str]],
     *,
     resend: bool = False,
     dry_run: bool = False,
 ) -> Claims:
-    """Claims leads (key, hash of the payload) under a sequence; `dry_run` only looks."""
+    """Claims leads (key, hash of the payload, external id) under a sequence; `dry_run` only looks."""
     if not leads:
         return Claims({}, set(), set(), set())
-    digests = dict(leads)
+    digests = {key: digest for key, digest, _ in leads}
     connection.execute(CLAIMS)
-    _copy(connection, COPY_CLAIMS, ["uuid", "uuid"], leads)
+    _copy(connection, COPY_CLAIMS, ["uuid", "uuid", "text"], leads)
     verdict = Claims(dict.fromkeys(digests), set(), set(), set())
     for key, claimed, digest, crm_id in connection.execute(COMPARE, {"destination": destination}):
         if claimed > sequence:

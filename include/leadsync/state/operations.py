@@ -5,44 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
-from uuid import UUID
 
 import psycopg
 
-# One operation per run; a re-run of `extract` gives it a new attempt, and the old attempt's window and snapshot go.
+from leadsync.errors import LeadsyncError, QuotaExceeded
+
+# A re-run of `extract` opens new operations, and those of the run's earlier try end with their windows and snapshots.
+SUPERSEDE: LiteralString = """
+UPDATE leadsync.sync_operation SET superseded_at = now()
+ WHERE pipeline = %(pipeline)s AND run_id = %(run_id)s AND superseded_at IS NULL
+"""
+
 OPEN: LiteralString = """
-INSERT INTO leadsync.sync_operation AS o
-       (sync_id, pipeline, run_id, attempt_id, kind, lower_bound, upper_bound, destinations, resend)
-VALUES (%(sync_id)s, %(pipeline)s, %(run_id)s, %(attempt_id)s, %(kind)s, %(lower)s, %(upper)s, %(destinations)s,
-        %(resend)s)
-ON CONFLICT (pipeline, run_id) DO UPDATE
-   SET attempt_id = excluded.attempt_id, kind = excluded.kind, lower_bound = excluded.lower_bound,
-       upper_bound = excluded.upper_bound, destinations = excluded.destinations, resend = excluded.resend,
-       sequence = NULL, rows_read = NULL, snapshot_at = NULL, committed_at = NULL
-RETURNING sync_id::text
+INSERT INTO leadsync.sync_operation
+       (sync_id, snapshot_id, pipeline, run_id, kind, lower_bound, upper_bound, destinations, resend, sequence,
+        rows_read)
+VALUES (%(sync_id)s, %(snapshot_id)s, %(pipeline)s, %(run_id)s, %(kind)s, %(lower)s, %(upper)s, %(destinations)s,
+        %(resend)s, %(sequence)s, %(rows)s)
 """
 
 READ: LiteralString = """
-SELECT sync_id::text, attempt_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
-       rows_read, committed_at IS NOT NULL
+SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
+       rows_read, superseded_at IS NOT NULL
   FROM leadsync.sync_operation WHERE sync_id = %(sync_id)s
 """
 
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
 
-# The snapshot is complete. Its attempt must still be the operation's.
+# The snapshot is complete. The operation must not be superseded.
 SNAPSHOT: LiteralString = """
 UPDATE leadsync.sync_operation SET sequence = %(sequence)s, rows_read = %(rows)s, snapshot_at = now()
- WHERE sync_id = %(sync_id)s AND attempt_id = %(attempt_id)s
+ WHERE sync_id = %(sync_id)s AND superseded_at IS NULL
 """
 
 COMMITTED: LiteralString = "UPDATE leadsync.sync_operation SET committed_at = now() WHERE sync_id = %(sync_id)s"
 
-# A load starts, or goes on where an earlier try of the same attempt stopped.
+# A load starts, or goes on where an earlier try stopped.
 START_LOAD: LiteralString = """
-INSERT INTO leadsync.operation_log AS l (sync_id, attempt_id, destination_id)
-VALUES (%(sync_id)s, %(attempt_id)s, %(destination)s)
-ON CONFLICT (sync_id, attempt_id, destination_id, shard) DO UPDATE SET end_at = NULL, result = NULL, error = NULL
+INSERT INTO leadsync.operation_log AS l (sync_id, destination_id)
+VALUES (%(sync_id)s, %(destination)s)
+ON CONFLICT (sync_id, destination_id, shard) DO UPDATE
+   SET end_at = NULL, result = NULL, error = NULL, failure = NULL, resets_at = NULL
 RETURNING id, next_chunk, rows_read, delivered, unchanged, overtaken, not_routed, dead
 """
 
@@ -54,7 +57,9 @@ UPDATE leadsync.operation_log
 """
 
 END_LOAD: LiteralString = """
-UPDATE leadsync.operation_log SET end_at = now(), result = %(result)s, error = %(error)s WHERE id = %(id)s
+UPDATE leadsync.operation_log
+   SET end_at = now(), result = %(result)s, error = %(error)s, failure = %(failure)s, resets_at = %(resets_at)s
+ WHERE id = %(id)s
 """
 
 ADD_DATA: LiteralString = """
@@ -62,29 +67,32 @@ INSERT INTO leadsync.operation_data (operation_id, part, records)
 SELECT %(id)s, coalesce(max(part) + 1, 0), %(records)s FROM leadsync.operation_data WHERE operation_id = %(id)s
 """
 
-# The loads of an attempt that ended well, and what they add up to.
+# The loads of an operation, and what they add up to.
 ENDED: LiteralString = """
 SELECT w.destination, l.result, l.rows_read, l.delivered, l.unchanged, l.overtaken, l.not_routed, l.dead
   FROM leadsync.operation_log l JOIN leadsync.watermark w USING (destination_id)
- WHERE l.sync_id = %(sync_id)s AND l.attempt_id = %(attempt_id)s
+ WHERE l.sync_id = %(sync_id)s
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One sync operation as the database knows it; `sequence` and `rows` are None until the snapshot is complete."""
+    """One sync operation as the database knows it; `sequence` and `rows` are None until the snapshot is complete.
+
+    `snapshot_id` is the operation whose snapshot is loaded: itself, but for a recovery.
+    """
 
     sync_id: str
-    attempt_id: str
+    snapshot_id: str
     pipeline: str
-    kind: str  # run or backfill
+    kind: str  # run, backfill, replay, recover or repair
     lower: datetime | None
     upper: datetime
     destinations: list[str]
     resend: bool
     sequence: int | None
     rows: int | None
-    committed: bool
+    superseded: bool = False
 
 
 @dataclass(slots=True)
@@ -112,23 +120,29 @@ class LoadLog:
     counts: Counts
 
 
-def open_operation(connection: psycopg.Connection[Any], operation: Operation, run_id: str) -> str:
-    """Writes the operation's new attempt; returns the sync id, which stays that of the run's first attempt."""
-    row = connection.execute(
+def supersede(connection: psycopg.Connection[Any], pipeline: str, run_id: str) -> None:
+    """Ends the operations that an earlier try of the run has opened."""
+    connection.execute(SUPERSEDE, {"pipeline": pipeline, "run_id": run_id})
+
+
+def open_operation(connection: psycopg.Connection[Any], operation: Operation, run_id: str) -> None:
+    """Writes a new operation."""
+    connection.execute(
         OPEN,
         {
             "sync_id": operation.sync_id,
+            "snapshot_id": operation.snapshot_id,
             "pipeline": operation.pipeline,
             "run_id": run_id,
-            "attempt_id": operation.attempt_id,
             "kind": operation.kind,
             "lower": operation.lower,
             "upper": operation.upper,
             "destinations": operation.destinations,
             "resend": operation.resend,
+            "sequence": operation.sequence,
+            "rows": operation.rows,
         },
-    ).fetchone()
-    return str(row[0]) if row else operation.sync_id
+    )
 
 
 def read(connection: psycopg.Connection[Any], sync_id: str) -> Operation | None:
@@ -144,8 +158,8 @@ def take_sequence(connection: psycopg.Connection[Any]) -> int:
 
 
 def record_snapshot(connection: psycopg.Connection[Any], operation: Operation, sequence: int, rows: int) -> bool:
-    """Notes the complete snapshot; False when a newer attempt has replaced this one."""
-    values = {"sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "sequence": sequence, "rows": rows}
+    """Notes the complete snapshot; False when the operation was superseded meanwhile."""
+    values = {"sync_id": operation.sync_id, "sequence": sequence, "rows": rows}
     return connection.execute(SNAPSHOT, values).rowcount == 1
 
 
@@ -156,10 +170,7 @@ def mark_committed(connection: psycopg.Connection[Any], sync_id: str) -> None:
 
 def start_load(connection: psycopg.Connection[Any], operation: Operation, destination: int) -> LoadLog:
     """Opens the load's row, or goes on with that of an earlier try."""
-    row = connection.execute(
-        START_LOAD,
-        {"sync_id": operation.sync_id, "attempt_id": operation.attempt_id, "destination": destination},
-    ).fetchone()
+    row = connection.execute(START_LOAD, {"sync_id": operation.sync_id, "destination": destination}).fetchone()
     if row is None:
         raise RuntimeError("the operation log gave no row back")
     return LoadLog(row[0], row[1], Counts(*row[2:]))
@@ -199,12 +210,21 @@ def add_data(connection: psycopg.Connection[Any], log: LoadLog, records: bytes) 
     connection.execute(ADD_DATA, {"id": log.id, "records": records})
 
 
-def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: str | None = None) -> None:
-    """Closes the load's row: result 1, or 0 with the error."""
-    connection.execute(END_LOAD, {"id": log.id, "result": 0 if error else 1, "error": error})
+def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: LeadsyncError | None = None) -> None:
+    """Closes the load's row: result 1, or 0 with the error and, of a quota, the time at which it is filled again."""
+    connection.execute(
+        END_LOAD,
+        {
+            "id": log.id,
+            "result": 0 if error else 1,
+            "error": str(error) if error else None,
+            "failure": type(error).__name__ if error else None,
+            "resets_at": error.resets_at if isinstance(error, QuotaExceeded) else None,
+        },
+    )
 
 
 def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, tuple[int | None, Counts]]:
-    """Result and counts of the loads of this attempt, by destination."""
-    values = {"sync_id": UUID(operation.sync_id), "attempt_id": UUID(operation.attempt_id)}
+    """Result and counts of the operation's loads, by destination."""
+    values = {"sync_id": operation.sync_id}
     return {name: (result, Counts(*rest)) for name, result, *rest in connection.execute(ENDED, values)}

@@ -9,6 +9,7 @@ import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from leadsync.errors import SchemaError
@@ -32,7 +33,7 @@ def newest() -> str:
 
 
 def migrate(dsn: str, revision: str = "head") -> None:
-    """Brings the schema to a revision; `base` removes it."""
+    """Brings the schema to a revision, forth or back; `base` removes it."""
     # SQLAlchemy reads URLs of its own kind, so the connection is psycopg's and only wrapped.
     engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
     config = _config()
@@ -41,7 +42,10 @@ def migrate(dsn: str, revision: str = "head") -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('leadsync.migrate'))")
         connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS leadsync")
         config.attributes["connection"] = connection
-        if revision == "base":
+        context = MigrationContext.configure(connection, opts={"version_table_schema": "leadsync"})
+        script, present = ScriptDirectory.from_config(config), context.get_current_revision()
+        earlier = {found.down_revision for found in script.iterate_revisions(present, "base")} if present else set()
+        if revision == "base" or revision in earlier:
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)

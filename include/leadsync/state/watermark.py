@@ -1,4 +1,4 @@
-"""How far each destination is in step with its source."""
+"""How far each destination is in step with its source, and whether it is parked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ON CONFLICT (pipeline, destination) DO NOTHING
 """
 
 READ: LiteralString = """
-SELECT destination, destination_id, watermark
+SELECT destination, destination_id, watermark, parked_at, parked_because, probe_after
   FROM leadsync.watermark
  WHERE pipeline = %(pipeline)s AND destination = ANY (%(destinations)s)
 """
@@ -29,14 +29,48 @@ UPDATE leadsync.watermark
  WHERE pipeline = %(pipeline)s AND destination = ANY (%(destinations)s)
 """
 
+PARK: LiteralString = """
+UPDATE leadsync.watermark SET parked_at = now(), parked_because = %(because)s, probe_after = %(probe_after)s
+ WHERE destination_id = %(destination)s AND parked_at IS NULL
+"""
+
+UNPARK: LiteralString = """
+UPDATE leadsync.watermark SET parked_at = NULL, parked_because = NULL, probe_after = NULL, unparked_at = now()
+ WHERE destination_id = %(destination)s AND parked_at IS NOT NULL
+"""
+
+# The last loads of a destination in runs, newest first: result, class of the error, when its quota is filled again.
+# Those before it was last unparked do not count, but for the newest of them: one more failure parks it again.
+LAST_LOADS: LiteralString = """
+SELECT l.result, l.failure, l.resets_at, l.start_at > coalesce(w.unparked_at, '-infinity')
+  FROM leadsync.operation_log l
+  JOIN leadsync.sync_operation o USING (sync_id)
+  JOIN leadsync.watermark w USING (destination_id)
+ WHERE l.destination_id = %(destination)s AND o.kind = 'run'
+ ORDER BY l.id DESC LIMIT %(count)s
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """One destination's place; `at` None is before the first row."""
+    """One destination's place; `at` None is before the first row. `parked_at` is None while it takes part in runs."""
 
     destination: str
     destination_id: int
     at: datetime | None
+    parked_at: datetime | None = None
+    parked_because: str | None = None
+    probe_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastLoad:
+    """How a load in a run ended: `result` 1, 0 or None (killed, or still running); `failure` is the error's class."""
+
+    result: int | None
+    failure: str | None
+    resets_at: datetime | None
+    since_unparked: bool
 
 
 def register(connection: psycopg.Connection[Any], pipeline: str, destination: str, start: datetime | None) -> None:
@@ -47,9 +81,25 @@ def register(connection: psycopg.Connection[Any], pipeline: str, destination: st
 def read(connection: psycopg.Connection[Any], pipeline: str, destinations: Sequence[str]) -> dict[str, Watermark]:
     """The watermarks of the destinations that are known, by name."""
     rows = connection.execute(READ, {"pipeline": pipeline, "destinations": list(destinations)})
-    return {name: Watermark(name, number, at) for name, number, at in rows}
+    return {row[0]: Watermark(*row) for row in rows}
 
 
 def advance(connection: psycopg.Connection[Any], pipeline: str, destinations: Sequence[str], upper: datetime) -> None:
     """Moves the watermarks to `upper`, never back."""
     connection.execute(ADVANCE, {"pipeline": pipeline, "destinations": list(destinations), "upper": upper})
+
+
+def park(connection: psycopg.Connection[Any], destination: int, because: str, probe_after: datetime | None) -> bool:
+    """Takes a destination out of the runs; False when it was parked already."""
+    values = {"destination": destination, "because": because, "probe_after": probe_after}
+    return connection.execute(PARK, values).rowcount == 1
+
+
+def unpark(connection: psycopg.Connection[Any], destination: int) -> bool:
+    """Lets a destination take part again; False when it was not parked."""
+    return connection.execute(UNPARK, {"destination": destination}).rowcount == 1
+
+
+def last_loads(connection: psycopg.Connection[Any], destination: int, count: int) -> list[LastLoad]:
+    """How the last loads of a destination in runs ended, newest first."""
+    return [LastLoad(*row) for row in connection.execute(LAST_LOADS, {"destination": destination, "count": count})]
