@@ -86,6 +86,20 @@ class Mapper:
         return Mapped(external_id, lead_key(external_id), fields, delete, _digest(body))
 
 
+def split_external_id(external_id: str) -> list[str]:
+    """The values of the key columns that `Mapper.external_id` joined."""
+    values, escaped = [""], False
+    for character in external_id:
+        if escaped or character not in "\\:":
+            values[-1] += character
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        else:
+            values.append("")
+    return values
+
+
 def lead_key(external_id: str) -> UUID:
     """The 16-byte key under which ledger and dead letters know a lead."""
     return _digest(external_id.encode("utf-8", "surrogatepass"))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadsync.config import Destination, Source
-from leadsync.mapping import Mapper, MappingFailure
+from leadsync.config import Destination, FieldMapping, Source
+from leadsync.mapping import Mapper, MappingFailure, split_external_id
 
 COLUMNS = ("appkey", "uid", "email", "answers", "update_time", "is_delete")
 SOURCE = Source(table="t", key=("appkey", "uid"), watermark="update_time", deleted="is_delete", columns=COLUMNS)
@@ -73,6 +73,14 @@ def test_a_null_key_is_a_failure_of_that_lead() -> None:
 def test_two_leads_never_share_an_external_id(keys: list[tuple[str, str]]) -> None:
     one, two = (mapper({"F": "email"}).external_id(row(appkey=a, uid=u)) for a, u in keys)
     assert one != two
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4))
+def test_an_external_id_gives_its_key_back(values: list[str]) -> None:
+    columns = tuple(f"c{place}" for place in range(len(values)))
+    source = SOURCE.model_copy(update={"key": columns, "columns": columns, "deleted": None})
+    target = Destination(adapter="a", object="o", external_id_field="x", fields={"x": FieldMapping(column="c0")})
+    assert split_external_id(Mapper(source, target).external_id(values)) == values
 
 
 def test_a_delete_has_no_fields_unless_it_sets_one() -> None:
