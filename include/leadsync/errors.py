@@ -8,6 +8,11 @@ from datetime import datetime
 class LeadsyncError(Exception):
     """Base of all errors that Leadsync raises on purpose; the text says what is wrong and what to do."""
 
+    @property
+    def kind(self) -> str:
+        """The name of the reaction that it calls for: of its class here, or the nearest one here."""
+        return next(each.__name__ for each in type(self).__mro__ if each.__module__ == __name__)
+
 
 class FailNow(LeadsyncError):
     """Trying again by itself is pointless: a person has to mend something first. Airflow does not retry it."""

@@ -147,8 +147,9 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -
         if not state.broken:
             with state.transaction():
                 operations.end_load(state, row, error)
-                kind = type(error).__name__
-                recovery_log.append(state, pipeline.name, kind, str(error), destination=destination, sync_id=sync_id)
+                recovery_log.append(
+                    state, pipeline.name, error.kind, str(error), destination=destination, sync_id=sync_id
+                )
         raise
     log.info("loaded", destination=destination, **asdict(counts))
     return asdict(counts)

@@ -218,7 +218,7 @@ def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: LeadsyncE
             "id": log.id,
             "result": 0 if error else 1,
             "error": str(error) if error else None,
-            "failure": type(error).__name__ if error else None,
+            "failure": error.kind if error else None,
             "resets_at": error.resets_at if isinstance(error, QuotaExceeded) else None,
         },
     )
