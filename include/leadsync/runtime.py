@@ -21,6 +21,7 @@ from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from leadsync import operations
+from leadsync.budget import Budget, Lane
 from leadsync.config import Pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
@@ -129,7 +130,14 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
             window = Window(request.since, operations.moment("upper", opened) or operations.BEGINNING)
             with _store(pipeline) as store:
                 return dry_run(state, store, pipeline, destination, window, resend=opened["resend"])
-        with _snapshots(pipeline) as snapshots, _adapter(pipeline, destination) as adapter:
+        lane = Lane.BULK if opened["kind"] == "backfill" else Lane.NEW
+        if lane is Lane.NEW and context["ti"].try_number > 1:
+            lane = Lane.RETRY
+        with (
+            _snapshots(pipeline) as snapshots,
+            _budget(lane) as budget,
+            _adapter(pipeline, destination, budget) as adapter,
+        ):
             counts = operations.load(
                 state,
                 partial(_store, pipeline),
@@ -167,7 +175,7 @@ def _request(pipeline: Pipeline, run: Any) -> operations.Request:
 
 
 @contextmanager
-def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
+def _adapter(pipeline: Pipeline, destination: str, budget: Budget) -> Iterator[CRMAdapter]:
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     if target is None:
         raise ConfigError(f"the pipeline file has no destination {destination!r} any more; clear `extract` of this run")
@@ -183,7 +191,7 @@ def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
         password=connection.password or "",
         extra=connection.extra_dejson,
     )
-    adapter = registry.build(target, endpoint)
+    adapter = registry.build(target, endpoint, budget=budget)
     try:
         yield adapter
     finally:
@@ -252,6 +260,17 @@ def _snapshots(pipeline: Pipeline) -> Iterator[SnapshotStore]:
     client: redis.Redis = hook.get_conn()
     try:
         yield SnapshotStore(client, _sealer(), pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
+    finally:
+        client.close()
+
+
+@contextmanager
+def _budget(lane: Lane) -> Iterator[Budget]:
+    _connection(REDIS)
+    hook: Any = RedisHook(REDIS)
+    client: redis.Redis = hook.get_conn()
+    try:
+        yield Budget(client, lane)
     finally:
         client.close()
 
