@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from leadsync import operations
+from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
 from leadsync.config import Pipeline
 from leadsync.crm import registry
@@ -106,7 +107,12 @@ def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
     run = context["dag_run"]
     request = _request(pipeline, run)
     with clients(pipeline) as using, using.open_store() as store:
-        names = {"destinations": list(request.destinations), "resend": request.resend, "dry_run": request.dry_run}
+        names = {
+            "kind": "run" if request.since is None else "backfill",
+            "destinations": list(request.destinations),
+            "resend": request.resend,
+            "dry_run": request.dry_run,
+        }
         if request.dry_run:
             plans = operations.look(using, store, pipeline, request)
             return {
@@ -135,7 +141,7 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
 
     A destination that is parked is probed instead, and its task instance skipped.
     """
-    with clients(pipeline) as using:
+    with clients(pipeline, _lane(opened, context)) as using:
         if destination in opened["parked"]:
             waiting, because = opened["parked"][destination], operations.probe(using, pipeline, destination)
             state = (
@@ -153,6 +159,12 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
         if counts["dead"]:
             context["label"] = f"{destination}: {counts['dead']} dead letters"
         return dict(counts)
+
+
+def _lane(opened: Mapping[str, Any], context: Any) -> Lane:
+    if opened["kind"] == "backfill":
+        return Lane.BULK
+    return Lane.RETRY if context["ti"].try_number > 1 else Lane.NEW
 
 
 def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str, str]:
@@ -182,7 +194,7 @@ def _request(pipeline: Pipeline, run: Any) -> Request:
 
 
 @contextmanager
-def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
+def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAdapter]:
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     if target is None:
         raise ConfigError(f"the pipeline file has no destination {destination!r} any more; clear `extract` of this run")
@@ -198,11 +210,8 @@ def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
         password=connection.password or "",
         extra=connection.extra_dejson,
     )
-    adapter = registry.build(target, endpoint)
-    try:
+    with _redis() as client, closing(registry.build(target, endpoint, budget=Budget(client, lane))) as adapter:
         yield adapter
-    finally:
-        adapter.close()
 
 
 @contextmanager
@@ -261,12 +270,12 @@ def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
 
 
 @contextmanager
-def clients(pipeline: Pipeline) -> Iterator[Clients]:
-    """All that a task works with; errors of databases are named by their reaction on the way out."""
+def clients(pipeline: Pipeline, lane: Lane = Lane.BULK) -> Iterator[Clients]:
+    """All that a task works with, its requests in this lane; errors of databases leave it named by their reaction."""
     with _clear_errors(), _database(STATE) as state, _redis() as client:
         sealer = _sealer()
         snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
-        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline))
+        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))
 
 
 @contextmanager
