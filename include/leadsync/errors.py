@@ -42,6 +42,10 @@ class SnapshotError(FailNow):
     """A snapshot is incomplete, damaged or gone, or Redis can't take it."""
 
 
+class RedisAway(SnapshotError):
+    """Redis can't be read: nothing is known of the snapshots in it."""
+
+
 class AccessError(FailNow):
     """The CRM refuses us: credentials, rights, a missing object or field. Nothing is wrong with the leads."""
 
@@ -56,6 +60,10 @@ class QuotaExceeded(FailNow):
 
 class BrokenMapping(FailNow):
     """Most leads of a load were rejected: the mapping or the CRM's set-up is broken, not the leads."""
+
+
+class RefusedAgain(FailNow):
+    """A replay brought nothing: every lead was refused again. Their dead letters stay, renewed."""
 
 
 class Superseded(FailNow):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,25 @@ from airflow.sdk import BaseHook, CronDataIntervalTimetable, Param, RetryPolicy,
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
-from leadsync import operations
+from leadsync import operations, recover, replay
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Pipeline
+from leadsync.config import Pipeline, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
-from leadsync.errors import ConfigError, FailNow, LeadsyncError, TryAgain, Unavailable
+from leadsync.errors import (
+    ConfigError,
+    FailNow,
+    LeadsyncError,
+    RefusedAgain,
+    SnapshotError,
+    TryAgain,
+    Unavailable,
+)
 from leadsync.request import Request, moment, read_request
 from leadsync.sealing import Sealer
-from leadsync.snapshot import SnapshotStore
+from leadsync.snapshot import AGAIN, SnapshotStore
 from leadsync.source import APPLICATION_NAME, LeadStore, Window
 from leadsync.windows import BEGINNING
 
@@ -75,7 +83,6 @@ def timetable(pipeline: Pipeline) -> CronDataIntervalTimetable | None:
 
 def parameters(pipeline: Pipeline) -> dict[str, Param]:
     """The trigger form."""
-    names = [target.name for target in pipeline.destinations]
     return {
         "since": Param(
             None,
@@ -86,16 +93,42 @@ def parameters(pipeline: Pipeline) -> dict[str, Param]:
         "until": Param(
             None, type=["null", "string"], format="date-time", description="End of the backfill; empty: now."
         ),
-        "destinations": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string", "enum": names},
-            examples=names,
-            description="Only these CRMs; empty: all.",
-        ),
+        "destinations": _destinations([pipeline]),
         "resend": Param(False, type="boolean", description="Send also what the ledger shows as delivered."),
         "dry_run": Param(False, type="boolean", description="Send and write nothing, only report what would happen."),
     }
+
+
+def target_parameters() -> dict[str, Param]:
+    """Those with which the DAGs that serve all pipelines ask for one of them."""
+    pipelines = known_pipelines()
+    names: list[str | None] = [pipeline.name for pipeline in pipelines]
+    default = names[0] if len(names) == 1 else None
+    options = names if default else [None, *names]
+    return {
+        "pipeline": Param(default, type=["null", "string"], enum=options, description="Whose leads."),
+        "destinations": _destinations(pipelines),
+    }
+
+
+def _destinations(pipelines: Sequence[Pipeline]) -> Param:
+    names = sorted({target.name for pipeline in pipelines for target in pipeline.destinations})
+    return Param(
+        None,
+        type=["null", "array"],
+        items={"type": "string", "enum": names},
+        examples=names,
+        description="Only these CRMs; empty: all.",
+    )
+
+
+def known_pipelines() -> list[Pipeline]:
+    """All pipelines whose file is right; what is wrong with another one is the import error of its own DAG."""
+    found = []
+    for path in sorted(PIPELINES.glob("*.yaml")):
+        with suppress(ConfigError):
+            found.append(load_pipeline(path))
+    return found
 
 
 def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
@@ -174,6 +207,65 @@ def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str,
     with clients(pipeline) as using:
         moved = operations.commit(using, pipeline, [operation["sync_id"] for operation in opened["operations"]])
         return {name: upper.isoformat() for name, upper in moved.items()}
+
+
+def choose_letters(context: Context) -> list[dict[str, Any]]:
+    """What is to be replayed, an item per destination: as asked for or, by the schedule, what is marked as mended."""
+    run = context["dag_run"]
+    if run.run_type == "scheduled":
+        with _clear_errors(), _database(STATE) as state:
+            found = replay.marked(state, known_pipelines())
+    else:
+        pipeline, conf = _asked(run)
+        with clients(pipeline) as using:
+            found = replay.choose(using.state, pipeline, conf, run.triggering_user_name)
+        if conf.get("mended"):
+            return found
+    if not found:
+        raise AirflowSkipException("nothing to do: there is no such open dead letter")
+    return found
+
+
+def replay_letters(item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """Replays one item and returns the counts."""
+    return _redeliver(replay, "refused again", item, context)
+
+
+def choose_snapshots(context: Context) -> list[dict[str, Any]]:
+    """What is to be recovered, an item per destination."""
+    pipeline, conf = _asked(context["dag_run"])
+    with clients(pipeline, again=recover.AGAIN) as using:
+        return recover.choose(using, pipeline, conf)
+
+
+def recover_snapshots(item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """Recovers one item and returns the counts."""
+    return _redeliver(recover, "refused", item, context)
+
+
+def _redeliver(verb: Any, refused: str, item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """What stands out goes into the label, also a failure that is a result."""
+    run, destination = context["dag_run"], item["destination"]
+    pipeline = load_pipeline(PIPELINES / f"{item['pipeline']}.yaml")
+    with clients(pipeline, again=verb.AGAIN) as using:
+        try:
+            counts: dict[str, int] = verb.run(using, pipeline, run.run_id, item, run.triggering_user_name)
+        except (RefusedAgain, SnapshotError) as error:
+            head = str(error).partition(";")[0].removeprefix(f"{destination}: ")
+            context["label"] = f"{destination}: {head}"[:LONGEST_LABEL]
+            raise
+    if counts["dead"]:
+        context["label"] = f"{destination}: {counts['dead']} of {counts['read']} {refused}"
+    return counts
+
+
+def _asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline that a person chose, and the parameters."""
+    conf, pipelines = dict(run.conf or {}), {pipeline.name: pipeline for pipeline in known_pipelines()}
+    name = conf.get("pipeline") or (next(iter(pipelines)) if len(pipelines) == 1 else None)
+    if name not in pipelines:
+        raise ConfigError(f"`pipeline`: choose one of {', '.join(pipelines)}")
+    return pipelines[name], conf
 
 
 def _window(sync_id: str | None, window: Window, destinations: Sequence[str]) -> dict[str, Any]:
@@ -270,11 +362,14 @@ def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
 
 
 @contextmanager
-def clients(pipeline: Pipeline, lane: Lane = Lane.BULK) -> Iterator[Clients]:
-    """All that a task works with, its requests in this lane; errors of databases leave it named by their reaction."""
+def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> Iterator[Clients]:
+    """All that a task works with, its requests in this lane; errors of databases leave it named by their reaction.
+
+    `again` is what a person does when a snapshot is lost.
+    """
     with _clear_errors(), _database(STATE) as state, _redis() as client:
         sealer = _sealer()
-        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
+        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
         yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))
 
 
