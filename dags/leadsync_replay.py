@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -44,7 +43,6 @@ PARAMETERS = {
 @dag(
     dag_id="leadsync_replay",
     schedule="@hourly",
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     params=PARAMETERS,
     default_args=runtime.TASKS,

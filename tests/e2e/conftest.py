@@ -59,6 +59,12 @@ class Airflow:
         self.until(lambda: self.stack.api("GET", f"/dags/{other.dag}").ok, f"no DAG {other.dag}")
         return other
 
+    def at(self, dag: str) -> Airflow:
+        """The handle on another DAG of this world."""
+        other = copy.copy(self)
+        other.dag = dag
+        return other
+
     def until(self, done: Callable[[], bool], complaint: str, *, seconds: float = 150) -> None:
         """Waits until something is so."""
         until = time.monotonic() + seconds
@@ -104,9 +110,9 @@ class Airflow:
         found: list[dict[str, Any]] = reply.json()["task_instances"]
         return found
 
-    def counts(self, run_id: str, index: int) -> dict[str, int]:
-        """What the mapped load returned."""
-        path = f"/dags/{self.dag}/dagRuns/{run_id}/taskInstances/load/xcomEntries/return_value?map_index={index}"
+    def counts(self, run_id: str, index: int, task: str = "load") -> dict[str, int]:
+        """What a mapped task returned."""
+        path = f"/dags/{self.dag}/dagRuns/{run_id}/taskInstances/{task}/xcomEntries/return_value?map_index={index}"
         counts: dict[str, int] = self.stack.api("GET", path).json()["value"]
         return counts
 
