@@ -10,7 +10,7 @@ from tests.chaos.scheduler import DagRun, Scheduler
 from tests.chaos.world import World
 
 MOST_RUNS = 30
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 40.0
 # A parked destination whose quota is spent is tried again after hours, unless a person names it.
 PATIENT_RUNS = 5
 
@@ -66,4 +66,6 @@ def _unfinished(world: World) -> str:
             "SELECT l.classid, l.objid, l.granted, a.state, left(a.query, 80) FROM pg_locks l"
             " JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
         ).fetchall()
+    for job in world.workers.running():
+        world.workers.signal(job, "trace")
     return f"{[(job.task, job.abandoned) for job in world.workers.running()]}, locks {locks}"

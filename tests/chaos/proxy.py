@@ -20,6 +20,8 @@ from tests.support.servers import free_port
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CONNECTION = re.compile(rb"\r\nconnection: [^\r]*", re.IGNORECASE)
+# Seconds, after which the upstream is broken itself.
+LONGEST_REPLY = 10.0
 
 
 class Proxy:
@@ -61,7 +63,10 @@ class Proxy:
 
     def drain(self) -> None:
         """Waits until nothing is under way."""
+        until = time.monotonic() + 2 * LONGEST_REPLY
         while self.under_way:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{self.under_way} requests to port {self._upstream} do not end")
             time.sleep(0.01)
 
     def _strikes(self, fault: str) -> bool:
@@ -127,6 +132,8 @@ class Proxy:
         try:
             writer.write(request)
             await writer.drain()
-            return await reader.read()
+            return await asyncio.wait_for(reader.read(), LONGEST_REPLY)
+        except TimeoutError:
+            raise RuntimeError(f"port {self._upstream} did not answer {request[:60]!r}") from None
         finally:
             writer.close()

@@ -1,13 +1,15 @@
 """`python -m tests.chaos.worker`: forks a process for each task of a run, so that one costs milliseconds.
 
 Reads JSON lines: `{"job": 1, "task": "load", "arguments": {…}, "setup": {…}}` starts a job, `{"kill": 1}` ends it
-(SIGKILL), `{"stop": 1}` and `{"go": 1}` freeze it and let it go on. Writes: `{"job": 1, "result": …}` or
+(SIGKILL), `{"stop": 1}` and `{"go": 1}` freeze it and let it go on, `{"trace": 1}` logs its stack. Writes: `{"job": 1, "result": …}` or
 `{"job": 1, "error": "AccessError", "text": …, "reaction": …, "retry_after": …}` from the job itself, then
 `{"job": 1, "status": wait status}` when its process has ended. Logs and tracebacks go to standard error.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import json
 import os
 import select
@@ -23,7 +25,7 @@ import structlog
 from leadsync.errors import FailNow, LeadsyncError, TryAgain
 from tests.chaos import broken, hazards, tasks
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "go": signal.SIGCONT}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "go": signal.SIGCONT, "trace": signal.SIGUSR1}
 
 
 def serve() -> None:
@@ -121,5 +123,7 @@ if __name__ == "__main__":
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     tasks.make_small()
+    gc.freeze()  # a fork then copies less
     serve()
