@@ -32,9 +32,7 @@ class Totals:
     def __init__(self) -> None:
         self.sequences = 0
         self.failed: list[int] = []
-        self.counters: dict[str, Counter[str]] = {
-            name: Counter() for name in ("figures", "events", "tasks", "kinds")
-        }
+        self.counters: dict[str, Counter[str]] = {name: Counter() for name in ("figures", "events", "tasks", "kinds")}
 
     def add(self, seed: int, verdict: Verdict) -> None:
         self.sequences += 1
@@ -81,10 +79,7 @@ def main() -> int:
     totals, began = Totals(), time.monotonic()
     with running_world(arguments.folder) as world:
         for seed in seeds(arguments, began):
-            if arguments.events:
-                events = parse(arguments.events.read_text())
-            else:
-                events = list(Generator(seed).events())
+            events = parse(arguments.events.read_text()) if arguments.events else list(Generator(seed).events())
             if arguments.seed is not None:
                 print(dump(events), flush=True)
             at = time.monotonic()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from leadsync.source import Bound, LeadStore
-from leadsync.state import fence, ledger, operations
+from leadsync.state import fence, ledger
 
 
 def bound_is_now() -> None:
@@ -66,17 +66,10 @@ def overtaken_by_doubt() -> None:
     ledger.claim = claim
 
 
-def commit_trusts() -> None:
-    """The watermark moves whatever became of the loads."""
-    operations.ended_loads = lambda connection, operation: {
-        name: (1, operations.Counts(operation.rows or 0, operation.rows or 0)) for name in operation.destinations
-    }
-
-
 RULES: dict[str, Callable[[], None]] = {
     rule.__name__: rule
     for rule in (
         bound_is_now, hash_is_kept, nothing_is_waited_out, nothing_is_fenced, sequence_is_ignored,
-        unchanged_keeps_its_sequence, overtaken_by_doubt, commit_trusts,
+        unchanged_keeps_its_sequence, overtaken_by_doubt,
     )
 }  # fmt: skip

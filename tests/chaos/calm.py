@@ -41,7 +41,8 @@ def settle(world: World, scheduler: Scheduler) -> None:
         if quiet == 2:
             break
     else:
-        raise NotCalm(f"{MOST_RUNS} runs did not come to rest; the last: {run.loads} {run.counts}")
+        last = scheduler.runs[-1]
+        raise NotCalm(f"{MOST_RUNS} runs did not come to rest; the last: {last.loads} {last.counts}")
     for proxy in world.proxies.values():
         proxy.drain()
 

@@ -1,5 +1,6 @@
-"""Compares CRMs with the lead store, and proves from their journals that nothing went back. Knows nothing of the product:
-external id, fields and order are written down here once more, by hand.
+"""Compares CRMs with the lead store, and proves from their journals that nothing went back.
+
+Knows nothing of the product: external id, fields and order are written down here once more, by hand.
 """
 
 from __future__ import annotations
@@ -61,9 +62,12 @@ class Checker:
             for row in connection.execute(HISTORY):
                 self.versions[external_id(row)].append(row)
         with psycopg.connect(state) as connection:
-            self.letters = {
-                (crm, lead): (reason, code) for crm, lead, reason, code in connection.execute(OPEN_LETTERS)
-            }
+            self.letters = {(crm, lead): (reason, code) for crm, lead, reason, code in connection.execute(OPEN_LETTERS)}
+
+    def key(self, lead: str) -> tuple[str, int]:
+        """The key columns of a lead."""
+        row = self.present[lead]
+        return row["appkey"], int(row["uid"])
 
     def check(self, crm: str, seen: Seen, rejected: Collection[str] = ()) -> list[Finding]:
         """All that is wrong with a CRM. `rejected` are the leads that it was told to refuse."""

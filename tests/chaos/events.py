@@ -87,7 +87,10 @@ class Kill(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Doom(Event):
-    """The next worker with this task dies (kill -9) of itself at its n-th statement, command or request."""
+    """The next worker with this task dies (kill -9) of itself at its n-th point: see hazards.py.
+
+    Several of them doom as many workers; a point that is never reached spares one.
+    """
 
     task: str
     point: int

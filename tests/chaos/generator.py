@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
+from tests.chaos.checker import external_id
 from tests.chaos.events import (
     Abandon,
     Backfill,
@@ -24,6 +25,7 @@ from tests.chaos.events import (
     Start,
     Stop,
 )
+from tests.chaos.hive import key
 
 CRMS = ("hubspot", "salesforce")
 TASKS = {"extract": 30, "take_snapshot": 30, "load": 120, "commit": 24}
@@ -108,9 +110,7 @@ class Generator:
     def _backfill(self) -> Event:
         since = round(self._random.random(), 2)
         destinations = [] if self._random.random() < 0.6 else self._some()
-        return Backfill(
-            since=since, resend=self._random.random() < 0.4, destinations=destinations, wait=self._wait()
-        )
+        return Backfill(since=since, resend=self._random.random() < 0.4, destinations=destinations, wait=self._wait())
 
     def _clear(self) -> Event:
         task = self._random.choice(("extract", *CRMS, *CRMS))
@@ -154,16 +154,15 @@ class Generator:
         return Faults(crm=crm, faults=faults, wait=self._wait())
 
     def _ids(self) -> list[str]:
-        from tests.chaos.hive import key
-
-        leads = self._random.sample(range(1, LEADS + 1), 4)
-        return [":".join(str(part).replace("\\", "\\\\").replace(":", "\\:") for part in key(lead)) for lead in leads]
+        keys = [key(lead) for lead in self._random.sample(range(1, LEADS + 1), 4)]
+        return [external_id({"appkey": appkey, "uid": str(uid)}) for appkey, uid in keys]
 
     def _network(self) -> Event:
         pick, service = self._random, self._random.choice(("state", "hive", "redis", *CRMS, *CRMS, *CRMS))
         rate = round(pick.uniform(0.05, 0.5), 2)
         if service in CRMS:
-            faults = pick.choice(({"cut": rate}, {"delay": 0.5}, {"double": rate, "gap": 0.2}, {"cut": rate, "delay": 0.4}))
+            hold = {"delay": 0.5}
+            faults = pick.choice(({"cut": rate}, hold, {"double": rate, "gap": 0.2}, {"cut": rate, **hold}))
         else:
             faults = pick.choice(({"cut": rate / 10}, {"delay": 0.03}))
         self._due(Network(service=service, faults={}, wait=0.0), 6)

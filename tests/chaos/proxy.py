@@ -1,9 +1,10 @@
 """A proxy between the product and a service: it cuts connections, delays, and delivers requests late or twice.
 
-It runs in a thread of its own, on 127.0.0.1. Faults: `cut`, the share of connections' pieces (of HTTP: of requests) at
-which the connection is cut, half of them after the request was delivered; `delay`, the most seconds that a piece is
-held; HTTP only: `double`, the share of requests that are delivered again, `gap` seconds later, before the reply goes
-out, as gateways do. What a client has sent is delivered also when the client is dead by then.
+It runs in a thread of its own, on 127.0.0.1. Faults, of pieces of a connection or, with HTTP, of whole requests:
+`cut`, the share at which the connection is cut, with HTTP half of them after the request was delivered; `delay`, the
+most seconds that each is held; `hold`, the seconds that each is held; HTTP only: `double`, the share of requests that
+are delivered again, `gap` seconds later and before the reply goes out, as gateways do. What a client has sent is
+delivered also when the client is dead by then.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ class Proxy:
         return self._random.random() < self._faults.get(fault, 0.0)
 
     async def _hold(self) -> None:
-        if delay := self._faults.get("delay"):
-            await asyncio.sleep(self._random.uniform(0, delay))
+        seconds = self._faults.get("hold", 0.0) + self._random.uniform(0, self._faults.get("delay", 0.0))
+        if seconds:
+            await asyncio.sleep(seconds)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, EOFError):

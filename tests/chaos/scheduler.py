@@ -7,7 +7,7 @@ fails at once. Loads run side by side; the commit runs when none of them failed.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,7 @@ class Scheduler:
     def __init__(self, world: World, broken: str | None = None) -> None:
         self._world = world
         self._broken = broken
-        self._doomed: dict[str, int] = {}
+        self._doomed: dict[str, deque[int]] = defaultdict(deque)
         self.runs: list[DagRun] = []
         self.tasks: Counter[str] = Counter()  # ended how
         self.defects: list[str] = []  # errors that no hazard explains
@@ -80,11 +80,12 @@ class Scheduler:
         return True
 
     def doom(self, task: str, point: int) -> None:
-        """The next worker with this task is to die at this point."""
-        self._doomed[task] = point
+        """The next worker with this task that is not doomed yet is to die at this point."""
+        self._doomed[task].append(point)
 
     def wait(self, seconds: float) -> bool:
-        """Waits for all runs; False when they have not ended by then."""
+        """Waits for all runs, and forgets who was doomed; False when they have not ended by then."""
+        self._doomed.clear()
         for run in list(self.runs):
             if run.thread is not None:
                 run.thread.join(seconds)
@@ -134,7 +135,9 @@ class Scheduler:
         for _ in range(TRIES):
             if self.closing:
                 break
-            setup = self._world.setup() | {"broken": self._broken, "dies_at": self._doomed.pop(task, None)}
+            setup = self._world.setup() | {"broken": self._broken}
+            if self._doomed[task]:
+                setup["dies_at"] = self._doomed[task].popleft()
             job = self._world.workers.start(task, arguments, setup)
             job.done.wait()
             pause = PAUSE

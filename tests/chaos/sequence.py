@@ -36,21 +36,21 @@ def play(world: World, seed: int, events: Sequence[Event], *, broken: str | None
         player.thaw()
         calm.calm_down(world, scheduler)
         first = judge(world, player, verdict)
-        if world_letters := first.letters:
+        if first.letters:
             # A lead with an open dead letter is in step again once it changes.
-            verdict.figures["dead letters"] += len(world_letters)
-            leads = {lead for _, lead in world_letters}
-            hive.touch(world.hive, [(row["appkey"], int(row["uid"])) for id, row in first.present.items() if id in leads])
+            verdict.figures["dead letters"] += len(first.letters)
+            hive.touch(world.hive, [first.key(lead) for _, lead in first.letters])
             calm.settle(world, scheduler)
             second = judge(world, player, verdict, final=True)
             verdict.failures += [f"letter: {lead} in {crm} is still open" for crm, lead in second.letters]
+            verdict.kinds.update(["letter"] * len(second.letters))
     except calm.NotCalm as error:
         verdict.failures.append(f"not calm: {error}")
         verdict.kinds["not calm"] += 1
     finally:
         scheduler.closing = True
     verdict.failures += scheduler.defects
-    verdict.kinds["defect"] += len(scheduler.defects)
+    verdict.kinds.update(["defect"] * len(scheduler.defects))
     verdict.events, verdict.tasks = player.counts, scheduler.tasks
     verdict.figures["runs"] += len(scheduler.runs)
     return verdict

@@ -1,9 +1,11 @@
 """`python -m tests.chaos.worker`: forks a process for each task of a run, so that one costs milliseconds.
 
 Reads JSON lines: `{"job": 1, "task": "load", "arguments": {…}, "setup": {…}}` starts a job, `{"kill": 1}` ends it
-(SIGKILL), `{"stop": 1}` and `{"go": 1}` freeze it and let it go on, `{"trace": 1}` logs its stack. Writes: `{"job": 1, "result": …}` or
-`{"job": 1, "error": "AccessError", "text": …, "reaction": …, "retry_after": …}` from the job itself, then
-`{"job": 1, "status": wait status}` when its process has ended. Logs and tracebacks go to standard error.
+(SIGKILL), `{"stop": 1}` and `{"go": 1}` freeze it and let it go on, `{"trace": 1}` logs its stack.
+
+Writes `{"job": 1, "result": …}` or `{"job": 1, "error": "AccessError", "text": …, "reaction": …, "retry_after": …}`
+from the job itself, then `{"job": 1, "status": wait status}` when its process has ended. Logs and tracebacks go to
+standard error.
 """
 
 from __future__ import annotations
