@@ -22,6 +22,7 @@ class NotCalm(Exception):
 def calm_down(world: World, scheduler: Scheduler) -> None:
     """Returns after two runs in a row that found nothing. Raises NotCalm."""
     world.heal()
+    scheduler.spare()
     if not scheduler.wait(STUCK_SECONDS):
         raise NotCalm(f"runs did not end in {STUCK_SECONDS:.0f} s: {_unfinished(world)}")
     _wait_for_workers(world)

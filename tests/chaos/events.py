@@ -75,6 +75,11 @@ class Clear(Event):
     task: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rest(Event):
+    """Nothing happens until all runs have ended. For sequences written by hand."""
+
+
 # Workers -------------------------------------------------------------------------------------------------------------
 
 
@@ -170,8 +175,8 @@ class FillRedis(Event):
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        Begin, End, Run, Backfill, Clear, Kill, Doom, Abandon, Freeze, RotateKey, Clock, Faults, Network, Stop, Start,
-        FillRedis,
+        Begin, End, Run, Backfill, Clear, Rest, Kill, Doom, Abandon, Freeze, RotateKey, Clock, Faults, Network, Stop,
+        Start, FillRedis,
     )
 }  # fmt: skip
 

@@ -14,6 +14,8 @@ from tests.chaos.scheduler import Scheduler
 from tests.chaos.workers import Job
 from tests.chaos.world import World
 
+REST_SECONDS = 60.0
+
 
 class Player:
     """One sequence's events on a world. `counts` are the events that took effect, by kind."""
@@ -58,6 +60,9 @@ class Player:
 
     def clear(self, event: events.Clear) -> bool:
         return self._scheduler.clear(event.back, event.task)
+
+    def rest(self, event: events.Rest) -> None:
+        self._scheduler.wait(REST_SECONDS)
 
     def kill(self, event: events.Kill) -> bool:
         job = self._worker(event.worker)

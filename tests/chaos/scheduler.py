@@ -83,9 +83,12 @@ class Scheduler:
         """The next worker with this task that is not doomed yet is to die at this point."""
         self._doomed[task].append(point)
 
-    def wait(self, seconds: float) -> bool:
-        """Waits for all runs, and forgets who was doomed; False when they have not ended by then."""
+    def spare(self) -> None:
+        """Forgets who was doomed."""
         self._doomed.clear()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for all runs; False when they have not ended by then."""
         for run in list(self.runs):
             if run.thread is not None:
                 run.thread.join(seconds)
