@@ -66,7 +66,7 @@ class Backfill(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Clear(Event):
-    """A person clears a task, and what follows it, of the run that was started `back` runs ago, once it has ended.
+    """A person clears a task, and what follows it, of the run that is `back` runs before the last that has ended.
 
     `task` is `extract`, or the name of a destination, whose load it then is.
     """
@@ -77,7 +77,9 @@ class Clear(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Rest(Event):
-    """Nothing happens until all runs have ended. For sequences written by hand."""
+    """Nothing happens until all runs have ended, or for so many seconds."""
+
+    seconds: float = 60.0
 
 
 # Workers -------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tests.chaos.events import (
     Freeze,
     Kill,
     Network,
+    Rest,
     RotateKey,
     Run,
     Start,
@@ -50,15 +51,15 @@ class Generator:
             "faults": self._faults, "network": self._network, "stop": self._stop, "redis": self._fill_redis,
             "key": self._key, "clock": self._clock,
         }  # fmt: skip
-        everyday = {"write": 30.0, "run": 24.0, "backfill": 7.0, "clear": 12.0, "person": 3.0}
-        rare = {"stop": 0.4, "redis": 0.5, "key": 0.5, "clock": 0.5}
+        everyday = {"write": 30.0, "run": 24.0, "backfill": 7.0, "clear": 12.0, "person": 3.0, "rest": 8.0}
+        rare = {"faults": 1.5, "stop": 0.4, "redis": 0.5, "key": 0.5, "clock": 0.5}
         stressed = self._random.sample(sorted(self._hazards), 3)
         self._weights = everyday | {
             name: (8.0 if name in stressed else 1.5) * rare.get(name, 1.0) for name in self._hazards
         }
         self._everyday: dict[str, Callable[[], Event | None]] = {
             "write": self._write, "run": self._run, "backfill": self._backfill, "clear": self._clear,
-            "person": self._person,
+            "person": self._person, "rest": self._rest,
         }  # fmt: skip
 
     def events(self) -> Iterator[Event]:
@@ -116,6 +117,9 @@ class Generator:
         task = self._random.choice(("extract", *CRMS, *CRMS))
         return Clear(back=self._random.randrange(5), task=task, wait=self._wait())
 
+    def _rest(self) -> Event:
+        return Rest(seconds=1.5, wait=0.0)
+
     def _kill(self) -> Event:
         return Kill(worker=self._random.randrange(4), wait=self._wait())
 
@@ -150,7 +154,7 @@ class Generator:
             {"expire_tokens": True},
             {"down": True},
         ))  # fmt: skip
-        self._due(Faults(crm=crm, faults={}, wait=0.0), 8)
+        self._due(Faults(crm=crm, faults={}, wait=0.0), 20)
         return Faults(crm=crm, faults=faults, wait=self._wait())
 
     def _ids(self) -> list[str]:

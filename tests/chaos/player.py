@@ -14,8 +14,6 @@ from tests.chaos.scheduler import Scheduler
 from tests.chaos.workers import Job
 from tests.chaos.world import World
 
-REST_SECONDS = 60.0
-
 
 class Player:
     """One sequence's events on a world. `counts` are the events that took effect, by kind."""
@@ -62,7 +60,7 @@ class Player:
         return self._scheduler.clear(event.back, event.task)
 
     def rest(self, event: events.Rest) -> None:
-        self._scheduler.wait(REST_SECONDS)
+        self._scheduler.wait(event.seconds)
 
     def kill(self, event: events.Kill) -> bool:
         job = self._worker(event.worker)

@@ -7,6 +7,7 @@ fails at once. Loads run side by side; the commit runs when none of them failed.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class DagRun:
     def active(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
+    def reached(self, destination: str) -> bool:
+        """Whether the load of this destination was ever due."""
+        return self.snapped and self.opened is not None and destination in self.opened["destinations"]
+
 
 class Scheduler:
     """Starts and clears runs; each is driven by a thread."""
@@ -69,14 +74,11 @@ class Scheduler:
         return run
 
     def clear(self, back: int, task: str) -> bool:
-        """Clears a task of an earlier run; False when that run has not ended or has not come so far."""
-        if not self.runs:
+        """Clears a task of an earlier run that has ended and has come so far; False when there is none."""
+        ended = [run for run in self.runs if not run.active and (task == "extract" or run.reached(task))]
+        if not ended:
             return False
-        run = self.runs[-1 - back % len(self.runs)]
-        there = task == "extract" or (run.snapped and run.opened is not None and task in run.opened["destinations"])
-        if run.active or not there:
-            return False
-        self._play(run, task)
+        self._play(ended[-1 - back % len(ended)], task)
         return True
 
     def doom(self, task: str, point: int) -> None:
@@ -89,9 +91,10 @@ class Scheduler:
 
     def wait(self, seconds: float) -> bool:
         """Waits for all runs; False when they have not ended by then."""
+        until = time.monotonic() + seconds
         for run in list(self.runs):
             if run.thread is not None:
-                run.thread.join(seconds)
+                run.thread.join(max(0.0, until - time.monotonic()))
         return not any(run.active for run in self.runs)
 
     def _play(self, run: DagRun, first: str) -> None:
@@ -153,7 +156,7 @@ class Scheduler:
                 return job.answer["result"]
             else:
                 pause = self._failed(job, job.answer)
-            threading.Event().wait(pause)
+            time.sleep(pause)
         raise Failed(task)
 
     def _failed(self, job: Job, answer: Mapping[str, Any]) -> float:
