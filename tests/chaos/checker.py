@@ -25,6 +25,8 @@ SELECT w.destination, l.external_id, l.reason, l.code
   FROM leadsync.dead_letter l JOIN leadsync.watermark w USING (destination_id)
  WHERE l.resolved_at IS NULL
 """
+# Leads of which the ledger does not know whether their last state arrived, as a backfill leaves them that was given up.
+IN_DOUBT: LiteralString = "SELECT count(*) FROM leadsync.delivery WHERE digest IS NULL"
 
 Version = Mapping[str, Any]
 
@@ -63,6 +65,7 @@ class Checker:
                 self.versions[external_id(row)].append(row)
         with psycopg.connect(state) as connection:
             self.letters = {(crm, lead): (reason, code) for crm, lead, reason, code in connection.execute(OPEN_LETTERS)}
+            self.in_doubt: int = connection.execute(IN_DOUBT).fetchall()[0][0]
 
     def key(self, lead: str) -> tuple[str, int]:
         """The key columns of a lead."""

@@ -70,6 +70,7 @@ def judge(world: World, player: Player, verdict: Verdict, *, final: bool = False
             verdict.figures.update({"requests": stats["requests"], "changes in CRMs": len(seen.journal)})
             verdict.figures["explained by a dead letter"] += len(findings) - len(wrong)
     if not final:
+        verdict.figures["in doubt"] += checker.in_doubt
         verdict.figures["leads"] += len(checker.present)
         verdict.figures["committed changes"] += sum(map(len, checker.versions.values()))
     return checker

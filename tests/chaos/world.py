@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -34,7 +34,16 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with ExitStack() as started:
+            self._start_all(started)
+            self._end = started.pop_all()
+        self.stopped: set[str] = set()
+        self.keys = [new_key()]
+        self.clock = 0.0
+
+    def _start_all(self, started: ExitStack) -> None:
         self.postgres = Postgres()
+        started.callback(self.postgres.remove)
         self.postgres.start()
         with psycopg.connect(self.postgres.dsn, autocommit=True) as connection:
             connection.execute("CREATE DATABASE leadsync")
@@ -42,33 +51,29 @@ class World:
         self.state, self.hive = (self._dsn(self.postgres.port, name) for name in ("leadsync", "hive"))
         schema.migrate(self.state)
         hive.prepare(self.hive)
-        self._redis_folder = folder / "redis"
+        self._redis_folder = self.folder / "redis"
         self.redis_port = free_port()
         self._redis = ValkeyServer(port=self.redis_port, data_dir=self._redis_folder, config={"appendonly": "yes"})
+        started.callback(self._redis.terminate)
         self._redis.start()
-        self.crms = {name: Simulator(name, folder / name) for name in CRMS}
+        self.crms = {name: Simulator(name, self.folder / name) for name in CRMS}
         for crm in self.crms.values():
+            started.callback(crm.stop)
             crm.start()
         upstreams = {"state": self.postgres.port, "hive": self.postgres.port, "redis": self.redis_port}
         self.proxies = {name: Proxy(port, http=False) for name, port in upstreams.items()}
         self.proxies |= {name: Proxy(crm.port, http=True) for name, crm in self.crms.items()}
         for proxy in self.proxies.values():
             proxy.start()
-        self.workers = Workers(folder / "worker.log")
+            started.callback(proxy.stop)
+        self.workers = Workers(self.folder / "worker.log")
+        started.callback(self.workers.close)
         self.writers = hive.Writers(self.hive)
-        self.stopped: set[str] = set()
-        self.keys = [new_key()]
-        self.clock = 0.0
+        started.callback(self.writers.end_all)
 
     def close(self) -> None:
-        self.writers.end_all()
-        self.workers.close()
-        for proxy in self.proxies.values():
-            proxy.stop()
-        for crm in self.crms.values():
-            crm.stop()
-        self._redis.terminate()
-        self.postgres.remove()
+        """Ends all of it."""
+        self._end.close()
 
     def reset(self, seed: int) -> None:
         """An empty world, all services up, for the next sequence."""
@@ -165,9 +170,8 @@ def new_key() -> str:
 @contextmanager
 def running_world(folder: Path | None = None) -> Iterator[World]:
     """A world; its logs are kept in `folder`, or thrown away without one."""
-    with tempfile.TemporaryDirectory(prefix="leadsync-chaos-") as temporary:
-        world = World(folder or Path(temporary))
-        try:
-            yield world
-        finally:
-            world.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="leadsync-chaos-") as temporary,
+        closing(World(folder or Path(temporary))) as world,
+    ):
+        yield world
