@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test bench lock check
+.PHONY: help up down status clean lint test chaos bench lock check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: $(STAMP) ## ruff, mypy and the import rules
 
 test: $(STAMP) ## every test; needs nothing running and leaves nothing running
 	$(BIN)/pytest
+
+chaos: $(STAMP) ## random failures against real servers: SECONDS=600 (from FIRST=1 on), or one SEED
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
 bench: $(STAMP) ## memory of every task over a window of 1,000,000 leads (about six minutes)
 	$(BIN)/python -m bench.memory

@@ -6,7 +6,8 @@ and the commit of those that it superseded refuse to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from uuid import uuid4
@@ -107,15 +108,20 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
             )
             log.warning("eviction", reason=message)
             recovery_log.append(state, pipeline.name, "redis", message, sync_id=operation.sync_id)
-        with fence.pipeline_lock(state, pipeline.name):
+        # Closed: a read that is left half done holds its connection, whose end would then be waited for in vain.
+        with fence.pipeline_lock(state, pipeline.name), closing(_rows(read)) as rows:
             sequence = operations.take_sequence(state)
-            manifest = snapshots.write(operation.snapshot_id, read(), sequence, pipeline.source.columns)
+            manifest = snapshots.write(operation.snapshot_id, rows, sequence, pipeline.source.columns)
             if not operations.record_snapshot(state, operation, sequence, manifest.rows):
                 raise Superseded("`extract` of this run was run again since; nothing was lost")
     except SnapshotError as error:
         recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
         raise
     log.info("snapshot", sync_id=operation.sync_id, **asdict(manifest))
+
+
+def _rows(read: Callable[[], Iterable[Buffer]]) -> Generator[Buffer, None, None]:
+    yield from read()
 
 
 def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -> dict[str, int]:

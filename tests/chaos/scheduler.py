@@ -1,0 +1,170 @@
+"""Plays runs as Airflow does: tasks in their order, tries, retries with a pause, one ordinary run at a time.
+
+A try that was killed counts as failed and is repeated; so is one that asks to be tried again. What calls for a person
+fails at once. Loads run side by side; the commit runs when none of them failed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from tests.chaos.workers import Job
+from tests.chaos.world import World
+
+TRIES = 4
+PAUSE = 0.1  # seconds; a CRM's Retry-After is taken at its word up to the second
+LONGEST_PAUSE = 0.3
+
+
+class Failed(Exception):
+    """A task failed for good."""
+
+
+@dataclass(eq=False)
+class DagRun:
+    """One run with what its tasks returned. `state` is that of each task: success, failed, skipped."""
+
+    parameters: Mapping[str, Any]
+    run_id: str = field(default_factory=lambda: str(uuid4()))
+    opened: dict[str, Any] | None = None
+    snapped: bool = False
+    loads: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    committed: bool = False
+    thread: threading.Thread | None = None
+
+    @property
+    def ordinary(self) -> bool:
+        return not self.parameters
+
+    @property
+    def active(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def reached(self, destination: str) -> bool:
+        """Whether the load of this destination was ever due."""
+        return self.snapped and self.opened is not None and destination in self.opened["destinations"]
+
+
+class Scheduler:
+    """Starts and clears runs; each is driven by a thread."""
+
+    def __init__(self, world: World, broken: str | None = None) -> None:
+        self._world = world
+        self._broken = broken
+        self._doomed: dict[str, deque[int]] = defaultdict(deque)
+        self.runs: list[DagRun] = []
+        self.tasks: Counter[str] = Counter()  # ended how
+        self.defects: list[str] = []  # errors that no hazard explains
+        self.closing = False
+
+    def run(self, parameters: Mapping[str, Any] | None = None) -> DagRun | None:
+        """Starts a run; None when an ordinary one is due and one still goes on."""
+        run = DagRun(parameters or {})
+        if run.ordinary and any(other.ordinary and other.active for other in self.runs):
+            return None
+        self.runs.append(run)
+        self._play(run, "extract")
+        return run
+
+    def clear(self, back: int, task: str) -> bool:
+        """Clears a task of an earlier run that has ended and has come so far; False when there is none."""
+        ended = [run for run in self.runs if not run.active and (task == "extract" or run.reached(task))]
+        if not ended:
+            return False
+        self._play(ended[-1 - back % len(ended)], task)
+        return True
+
+    def doom(self, task: str, point: int) -> None:
+        """The next worker with this task that is not doomed yet is to die at this point."""
+        self._doomed[task].append(point)
+
+    def spare(self) -> None:
+        """Forgets who was doomed."""
+        self._doomed.clear()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for all runs; False when they have not ended by then."""
+        until = time.monotonic() + seconds
+        for run in list(self.runs):
+            if run.thread is not None:
+                run.thread.join(max(0.0, until - time.monotonic()))
+        return not any(run.active for run in self.runs)
+
+    def _play(self, run: DagRun, first: str) -> None:
+        run.thread = threading.Thread(target=self._drive, args=(run, first), daemon=True)
+        run.thread.start()
+
+    def _drive(self, run: DagRun, first: str) -> None:
+        try:
+            if first == "extract":
+                run.snapped, run.committed = False, False
+                run.loads, run.counts = {}, {}
+                run.opened = self._task("extract", run_id=run.run_id, parameters=run.parameters)
+                self._task("take_snapshot", opened=run.opened)
+                run.snapped = True
+                threads = [
+                    threading.Thread(target=self._load, args=(run, name), daemon=True)
+                    for name in run.opened["destinations"]
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            else:
+                self._load(run, first)
+            assert run.opened is not None
+            states = [run.loads.get(name) for name in run.opened["destinations"]]
+            if all(state in ("success", "skipped") for state in states):
+                self._task("commit", opened=run.opened)
+                run.committed = True
+        except Failed:
+            return
+
+    def _load(self, run: DagRun, destination: str) -> None:
+        try:
+            counts = self._task("load", opened=run.opened, destination=destination)
+        except Failed:
+            run.loads[destination] = "failed"
+            return
+        run.loads[destination] = "skipped" if counts is None else "success"
+        run.counts[destination] = counts or {}
+
+    def _task(self, task: str, **arguments: Any) -> Any:
+        """What the task returns. Raises Failed."""
+        for _ in range(TRIES):
+            if self.closing:
+                break
+            setup = self._world.setup() | {"broken": self._broken}
+            if self._doomed[task]:
+                setup["dies_at"] = self._doomed[task].popleft()
+            job = self._world.workers.start(task, arguments, setup)
+            job.done.wait()
+            pause = PAUSE
+            if job.abandoned:
+                self.tasks["abandoned"] += 1
+            elif job.answer is None:
+                self.tasks["killed"] += 1
+            elif "result" in job.answer:
+                self.tasks["success"] += 1
+                return job.answer["result"]
+            else:
+                pause = self._failed(job, job.answer)
+            time.sleep(pause)
+        raise Failed(task)
+
+    def _failed(self, job: Job, answer: Mapping[str, Any]) -> float:
+        """Counts an error; the pause before the next try. Raises Failed when there is none."""
+        self.tasks[answer["error"]] += 1
+        reaction, text = answer["reaction"], answer.get("text", "")
+        if reaction == "surprise" or (reaction == "odd" and "the sum" in text):
+            self.defects.append(f"{job.task}: {answer['error']}: {text}")
+        if reaction == "fail":
+            raise Failed(job.task)
+        return min(answer.get("retry_after") or PAUSE, LONGEST_PAUSE)
