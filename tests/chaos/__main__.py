@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tests.chaos import broken
 from tests.chaos.events import dump, parse
-from tests.chaos.generator import Generator
+from tests.chaos.generator import Generator, StackGenerator
 from tests.chaos.sequence import Verdict, play
+from tests.chaos.stack import running_stack
 from tests.chaos.world import running_world
 
 PROMISES = ("lost", "doubled", "stale", "alive", "back", "invented", "letter", "defect", "not calm")
@@ -32,9 +33,7 @@ class Totals:
     def __init__(self) -> None:
         self.sequences = 0
         self.failed: list[int] = []
-        self.counters: dict[str, Counter[str]] = {
-            name: Counter() for name in ("figures", "events", "tasks", "kinds")
-        }
+        self.counters: dict[str, Counter[str]] = {name: Counter() for name in ("figures", "events", "tasks", "kinds")}
 
     def add(self, seed: int, verdict: Verdict) -> None:
         self.sequences += 1
@@ -74,17 +73,18 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--events", type=Path)
     parser.add_argument("--broken", choices=list(broken.RULES), help="break a rule of the product on purpose")
+    parser.add_argument("--stack", action="store_true", help="on the whole stack, under Airflow's scheduler")
     parser.add_argument("--folder", type=Path, help="keeps the logs of workers and servers here")
     arguments = parser.parse_args()
     if all(each is None for each in (arguments.seed, arguments.seconds, arguments.sequences, arguments.events)):
         arguments.sequences = 20
     totals, began = Totals(), time.monotonic()
-    with running_world(arguments.folder) as world:
+    with (running_stack if arguments.stack else running_world)(arguments.folder) as world:
         for seed in seeds(arguments, began):
             if arguments.events:
                 events = parse(arguments.events.read_text())
             else:
-                events = list(Generator(seed).events())
+                events = list((StackGenerator if arguments.stack else Generator)(seed).events())
             if arguments.seed is not None:
                 print(dump(events), flush=True)
             at = time.monotonic()

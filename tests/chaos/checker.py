@@ -61,9 +61,7 @@ class Checker:
             for row in connection.execute(HISTORY):
                 self.versions[external_id(row)].append(row)
         with psycopg.connect(state) as connection:
-            self.letters = {
-                (crm, lead): (reason, code) for crm, lead, reason, code in connection.execute(OPEN_LETTERS)
-            }
+            self.letters = {(crm, lead): (reason, code) for crm, lead, reason, code in connection.execute(OPEN_LETTERS)}
 
     def check(self, crm: str, seen: Seen, rejected: Collection[str] = ()) -> list[Finding]:
         """All that is wrong with a CRM. `rejected` are the leads that it was told to refuse."""

@@ -35,6 +35,9 @@ VALUES = 4
 class Generator:
     """Makes one sequence; `_later` holds what ends an earlier event, by the step at which it is due."""
 
+    length = LENGTH
+    waits: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2)
+
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311
         self._later: dict[int, list[Event]] = {}
@@ -63,7 +66,8 @@ class Generator:
         """The sequence. It may end with faults on and transactions open."""
         makers = self._everyday | self._hazards
         yield self._write(many=True)
-        for self._step in range(1, LENGTH):
+        for step in range(1, self.length):
+            self._step = step
             yield from self._later.pop(self._step, ())
             (name,) = self._random.choices(list(self._weights), list(self._weights.values()))
             event = makers[name]()
@@ -71,7 +75,7 @@ class Generator:
                 yield event
 
     def _wait(self) -> float:
-        return round(self._random.choice((0.0, 0.02, 0.05, 0.1, 0.2)), 3)
+        return self._random.choice(self.waits)
 
     def _due(self, event: Event, most: int) -> int:
         """Plans an event some steps ahead; the step."""
@@ -108,9 +112,7 @@ class Generator:
     def _backfill(self) -> Event:
         since = round(self._random.random(), 2)
         destinations = [] if self._random.random() < 0.6 else self._some()
-        return Backfill(
-            since=since, resend=self._random.random() < 0.4, destinations=destinations, wait=self._wait()
-        )
+        return Backfill(since=since, resend=self._random.random() < 0.4, destinations=destinations, wait=self._wait())
 
     def _clear(self) -> Event:
         task = self._random.choice(("extract", *CRMS, *CRMS))
@@ -163,7 +165,9 @@ class Generator:
         pick, service = self._random, self._random.choice(("state", "hive", "redis", *CRMS, *CRMS, *CRMS))
         rate = round(pick.uniform(0.05, 0.5), 2)
         if service in CRMS:
-            faults = pick.choice(({"cut": rate}, {"delay": 0.5}, {"double": rate, "gap": 0.2}, {"cut": rate, "delay": 0.4}))
+            faults = pick.choice(
+                ({"cut": rate}, {"delay": 0.5}, {"double": rate, "gap": 0.2}, {"cut": rate, "delay": 0.4})
+            )
         else:
             faults = pick.choice(({"cut": rate / 10}, {"delay": 0.03}))
         self._due(Network(service=service, faults={}, wait=0.0), 6)
@@ -190,3 +194,21 @@ class Generator:
 
     def _some(self) -> list[str]:
         return self._random.choice((["hubspot"], ["salesforce"], ["hubspot", "salesforce"]))
+
+
+class StackGenerator(Generator):
+    """For the whole stack: slower, without what only the suite's own workers suffer; Airflow itself dies too."""
+
+    length = 22
+    waits = (0.1, 0.5, 1.0, 2.0, 3.0)
+    programs = ("airflow-scheduler", "airflow-dag-processor", "airflow-api-server", "airflow-triggerer")
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        for name in ("doom", "abandon", "key", "clock"):
+            del self._hazards[name], self._weights[name]
+
+    def _stop(self) -> Event | None:
+        services = ("postgres", "redis", *CRMS, *self.programs)
+        (service,) = self._random.choices(services, (3, 3, 1, 1, 3, 1, 1, 1))
+        return Stop(service=service, lose=service == "redis" and self._random.random() < 0.5, wait=self._wait())
