@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tests.chaos import broken
 from tests.chaos.events import dump, parse
-from tests.chaos.generator import Generator
+from tests.chaos.generator import Generator, StackGenerator
 from tests.chaos.sequence import Verdict, play
+from tests.chaos.stack import running_stack
 from tests.chaos.world import running_world
 
 PROMISES = ("lost", "doubled", "stale", "alive", "back", "invented", "letter", "defect", "not calm")
@@ -72,14 +73,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--events", type=Path)
     parser.add_argument("--broken", choices=list(broken.RULES), help="break a rule of the product on purpose")
+    parser.add_argument("--stack", action="store_true", help="on the whole stack, under Airflow's scheduler")
     parser.add_argument("--folder", type=Path, help="keeps the logs of workers and servers here")
     arguments = parser.parse_args()
     if all(each is None for each in (arguments.seed, arguments.seconds, arguments.sequences, arguments.events)):
         arguments.sequences = 20
     totals, began = Totals(), time.monotonic()
-    with running_world(arguments.folder) as world:
+    with (running_stack if arguments.stack else running_world)(arguments.folder) as world:
         for seed in seeds(arguments, began):
-            events = parse(arguments.events.read_text()) if arguments.events else list(Generator(seed).events())
+            made = (StackGenerator if arguments.stack else Generator)(seed)
+            events = parse(arguments.events.read_text()) if arguments.events else list(made.events())
             if arguments.seed is not None:
                 print(dump(events), flush=True)
             at = time.monotonic()

@@ -10,7 +10,6 @@ from tests.chaos.scheduler import DagRun, Scheduler
 from tests.chaos.world import World
 
 MOST_RUNS = 30
-STUCK_SECONDS = 40.0
 # A parked destination whose quota is spent is tried again after hours, unless a person names it.
 PATIENT_RUNS = 5
 
@@ -23,8 +22,8 @@ def calm_down(world: World, scheduler: Scheduler) -> None:
     """Returns after two runs in a row that found nothing. Raises NotCalm."""
     world.heal()
     scheduler.spare()
-    if not scheduler.wait(STUCK_SECONDS):
-        raise NotCalm(f"runs did not end in {STUCK_SECONDS:.0f} s: {_unfinished(world)}")
+    if not scheduler.wait(world.patience):
+        raise NotCalm(f"runs did not end in {world.patience:.0f} s: {_unfinished(world)}")
     _wait_for_workers(world)
     settle(world, scheduler)
 
@@ -36,8 +35,8 @@ def settle(world: World, scheduler: Scheduler) -> None:
         parameters = {"destinations": list(world.crms)} if number % PATIENT_RUNS == PATIENT_RUNS - 1 else {}
         run = scheduler.run(parameters)
         assert run is not None
-        if not scheduler.wait(STUCK_SECONDS):
-            raise NotCalm(f"a run did not end in {STUCK_SECONDS:.0f} s: {_unfinished(world)}")
+        if not scheduler.wait(world.patience):
+            raise NotCalm(f"a run did not end in {world.patience:.0f} s: {_unfinished(world)}")
         quiet = quiet + 1 if _found_nothing(run) else 0
         if quiet == 2:
             break
@@ -56,10 +55,10 @@ def _found_nothing(run: DagRun) -> bool:
 
 def _wait_for_workers(world: World) -> None:
     """Those that the scheduler gave up still run."""
-    until = time.monotonic() + STUCK_SECONDS
+    until = time.monotonic() + world.patience
     for job in world.workers.running():
         if not job.ended.wait(max(0.0, until - time.monotonic())):
-            raise NotCalm(f"a worker did not end in {STUCK_SECONDS:.0f} s: {_unfinished(world)}")
+            raise NotCalm(f"a worker did not end in {world.patience:.0f} s: {_unfinished(world)}")
 
 
 def _unfinished(world: World) -> str:

@@ -38,6 +38,9 @@ VALUES = 4
 class Generator:
     """Makes one sequence; `_later` holds what ends an earlier event, by the step at which it is due."""
 
+    length = LENGTH
+    waits: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1)
+
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311
         self._later: dict[int, list[Event]] = {}
@@ -66,7 +69,8 @@ class Generator:
         """The sequence. It may end with faults on and transactions open."""
         makers = self._everyday | self._hazards
         yield self._write(many=True)
-        for self._step in range(1, LENGTH):
+        for step in range(1, self.length):
+            self._step = step
             yield from self._later.pop(self._step, ())
             (name,) = self._random.choices(list(self._weights), list(self._weights.values()))
             event = makers[name]()
@@ -74,7 +78,7 @@ class Generator:
                 yield event
 
     def _wait(self) -> float:
-        return round(self._random.choice((0.0, 0.02, 0.05, 0.1)), 3)
+        return self._random.choice(self.waits)
 
     def _due(self, event: Event, most: int) -> int:
         """Plans an event some steps ahead; the step."""
@@ -193,3 +197,21 @@ class Generator:
 
     def _some(self) -> list[str]:
         return self._random.choice((["hubspot"], ["salesforce"], ["hubspot", "salesforce"]))
+
+
+class StackGenerator(Generator):
+    """For the whole stack: slower, without what only the suite's own workers suffer; Airflow itself dies too."""
+
+    length = 22
+    waits = (0.1, 0.5, 1.0, 2.0, 3.0)
+    programs = ("airflow-scheduler", "airflow-dag-processor", "airflow-api-server", "airflow-triggerer")
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        for name in ("doom", "abandon", "key", "clock"):
+            del self._hazards[name], self._weights[name]
+
+    def _stop(self) -> Event | None:
+        services = ("postgres", "redis", *CRMS, *self.programs)
+        (service,) = self._random.choices(services, (3, 3, 1, 1, 3, 1, 1, 1))
+        return Stop(service=service, lose=service == "redis" and self._random.random() < 0.5, wait=self._wait())

@@ -11,6 +11,7 @@ from tests.chaos.checker import Checker, Finding, Seen
 from tests.chaos.events import Event
 from tests.chaos.player import Player
 from tests.chaos.scheduler import Scheduler
+from tests.chaos.stack import StackScheduler, StackWorld
 from tests.chaos.world import World
 
 
@@ -25,11 +26,11 @@ class Verdict:
     tasks: Counter[str] = field(default_factory=Counter)
 
 
-def play(world: World, seed: int, events: Sequence[Event], *, broken: str | None = None) -> Verdict:
+def play(world: World | StackWorld, seed: int, events: Sequence[Event], *, broken: str | None = None) -> Verdict:
     """Plays events on an empty world and judges what became of them; `broken` names a rule of the product to break."""
     world.reset(seed)
     verdict = Verdict()
-    scheduler = Scheduler(world, broken)
+    scheduler = StackScheduler(world) if isinstance(world, StackWorld) else Scheduler(world, broken)
     player = Player(world, scheduler)
     try:
         player.play(events)
@@ -49,6 +50,8 @@ def play(world: World, seed: int, events: Sequence[Event], *, broken: str | None
         verdict.kinds["not calm"] += 1
     finally:
         scheduler.closing = True
+    if isinstance(scheduler, StackScheduler):
+        scheduler.count()
     verdict.failures += scheduler.defects
     verdict.kinds.update(["defect"] * len(scheduler.defects))
     verdict.events, verdict.tasks = player.counts, scheduler.tasks
@@ -56,7 +59,7 @@ def play(world: World, seed: int, events: Sequence[Event], *, broken: str | None
     return verdict
 
 
-def judge(world: World, player: Player, verdict: Verdict, *, final: bool = False) -> Checker:
+def judge(world: World | StackWorld, player: Player, verdict: Verdict, *, final: bool = False) -> Checker:
     """Compares every CRM with the lead store; `final`: nothing is explained any more."""
     checker = Checker(world.hive, world.state)
     for name, crm in world.crms.items():

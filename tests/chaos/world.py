@@ -32,6 +32,8 @@ TRUNCATE leadsync.operation_data, leadsync.operation_log, leadsync.recovery_log,
 class World:
     """All servers, each behind a proxy, and the workers' parent."""
 
+    patience = 40.0  # seconds in which what was begun is to end
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with ExitStack() as started:
