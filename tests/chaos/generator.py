@@ -169,7 +169,7 @@ class Generator:
         pick, service = self._random, self._random.choice(("state", "hive", "redis", *CRMS, *CRMS, *CRMS))
         rate = round(pick.uniform(0.05, 0.5), 2)
         if service in CRMS:
-            hold = {"delay": 0.5}
+            hold = {"delay": pick.choice((0.3, 1.0))}
             faults = pick.choice(({"cut": rate}, hold, {"double": rate, "gap": 0.2}, {"cut": rate, **hold}))
         else:
             faults = pick.choice(({"cut": rate / 10}, {"delay": 0.03}))
