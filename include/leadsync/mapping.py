@@ -56,10 +56,8 @@ class Mapper:
             value = row[index]
             if value is None:
                 raise MappingFailure(name, "the key column is NULL, so the lead has no external id")
-            if "\\" in value or ":" in value:
-                value = value.replace("\\", "\\\\").replace(":", "\\:")
             parts.append(value)
-        return ":".join(parts)
+        return join_key(parts)
 
     def routed(self, row: Row) -> bool:
         """Whether the lead belongs to this destination."""
@@ -91,8 +89,29 @@ def lead_key(external_id: str) -> UUID:
     return _digest(external_id.encode("utf-8", "surrogatepass"))
 
 
+def join_key(values: Sequence[str]) -> str:
+    """The external id that the values of the key columns make."""
+    return ":".join([v.replace("\\", "\\\\").replace(":", "\\:") if "\\" in v or ":" in v else v for v in values])
+
+
+def split_key(external_id: str) -> tuple[str, ...]:
+    """The values of the key columns that made an external id."""
+    parts = [""]
+    characters = iter(external_id)
+    for character in characters:
+        if character == ":":
+            parts.append("")
+        else:
+            parts[-1] += next(characters, "") if character == "\\" else character
+    return tuple(parts)
+
+
 def _digest(data: bytes) -> UUID:
     return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
+
+
+# The hash of a lead that was deleted in the CRM, whichever lead it is.
+DELETED = _digest(orjson.dumps([True, {}]))
 
 
 def _text(value: object) -> str | None:

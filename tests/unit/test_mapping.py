@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leadsync.config import Destination, Source
-from leadsync.mapping import Mapper, MappingFailure
+from leadsync.mapping import DELETED, Mapper, MappingFailure, join_key, split_key
 
 COLUMNS = ("appkey", "uid", "email", "answers", "update_time", "is_delete")
 SOURCE = Source(table="t", key=("appkey", "uid"), watermark="update_time", deleted="is_delete", columns=COLUMNS)
@@ -73,6 +73,15 @@ def test_a_null_key_is_a_failure_of_that_lead() -> None:
 def test_two_leads_never_share_an_external_id(keys: list[tuple[str, str]]) -> None:
     one, two = (mapper({"F": "email"}).external_id(row(appkey=a, uid=u)) for a, u in keys)
     assert one != two
+
+
+@given(st.lists(st.text(":\\ab"), min_size=1, max_size=3))
+def test_an_external_id_tells_its_key_columns(values: list[str]) -> None:
+    assert split_key(join_key(values)) == tuple(values)
+
+
+def test_a_deleted_lead_has_one_hash_for_all() -> None:
+    assert {mapper({"F": "email"}).map(row(email=e, is_delete="t")).digest for e in ("a", "b")} == {DELETED}
 
 
 def test_a_delete_has_no_fields_unless_it_sets_one() -> None:
