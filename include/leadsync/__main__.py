@@ -1,10 +1,11 @@
-"""The command line: `python -m leadsync` with `check`, `migrate` or `operation`."""
+"""The command line: `python -m leadsync` with `check`, `migrate`, `operation` or `erase`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from getpass import getuser
 from pathlib import Path
 from uuid import UUID
 
@@ -36,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     operation.add_argument("sync_id", type=UUID, help="its id, as the return value of `extract` shows it")
     operation.add_argument("--dsn", default=os.environ.get("LEADSYNC_DB_DSN"), help="default: LEADSYNC_DB_DSN")
     operation.set_defaults(run=_operation)
+    erase = commands.add_parser("erase", help="remove every trace of leads that were deleted from Leadsync's stores")
+    erase.add_argument("pipeline", help="the pipeline whose leads they are")
+    erase.add_argument("external_id", nargs="+", help="such as ASDAD:12345")
+    erase.set_defaults(run=_erase)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -70,6 +75,17 @@ def _operation(arguments: argparse.Namespace) -> None:
         raise LeadsyncError(f"there is no load of a sync operation {arguments.sync_id}")
     for entry in entries:
         print(orjson.dumps(entry).decode())
+
+
+def _erase(arguments: argparse.Namespace) -> None:
+    from leadsync import upkeep  # Airflow, for its connections: seconds that no other command should take
+
+    try:
+        user = getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = f"uid {os.getuid()}"
+    done = upkeep.erase_leads(arguments.pipeline, arguments.external_id, f"{user} (command line)")
+    print(orjson.dumps(done).decode())
 
 
 def _dsn(arguments: argparse.Namespace) -> str:

@@ -6,7 +6,8 @@ Packed while loading, when every microsecond counts; rendered as SQL statements 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import orjson
 
@@ -30,13 +31,23 @@ def record(status: Status, line: str) -> str:
     return f"{LETTERS[status]}{line}\n"
 
 
+def unpack(part: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The head of a part (`table`, `key`, `columns`) and its records, without their newlines."""
+    head, _, text = part.partition(b"\n")
+    return orjson.loads(head), text.decode().split("\n")[:-1]
+
+
+def repack(head: Mapping[str, Any], records: Sequence[str]) -> bytes:
+    """The part that `unpack` takes apart."""
+    return b"".join((orjson.dumps(head), b"\n", "".join(f"{record}\n" for record in records).encode()))
+
+
 def statements(part: bytes) -> Iterator[str]:
     """The changes of one part as SQL for people to read (nothing executes it), in the order of their settling."""
-    head, _, text = part.partition(b"\n")
-    meaning = orjson.loads(head)
+    meaning, records = unpack(part)
     table, columns = meaning["table"], meaning["columns"]
     places = [columns.index(name) for name in meaning["key"]]
-    for line in text.decode().split("\n")[:-1]:
+    for line in records:
         values = [_literal(value) for value in parse_line(line[1:])]
         pairs = [f"{name}={value}" for name, value in zip(columns, values, strict=True)]
         where = " and ".join(pairs[place] for place in places)

@@ -27,6 +27,7 @@ from leadsync.errors import ConfigError
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 TRANSFORMS = Literal["trim", "lower", "upper", "digits", "iso8601", "epoch_ms", "integer", "number", "boolean", "json"]
 Scalar = str | int | float | bool | None
+LONGEST_DAYS = 36_500
 
 
 class _Model(BaseModel):
@@ -159,6 +160,27 @@ class Schedule(_Model):
     start: AwareDatetime = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+class Retention(_Model):
+    """How long Leadsync keeps what it has done. Open dead letters, the ledger and certificates of erasure stay."""
+
+    snapshot_keep_hours: float = Field(
+        default=72,
+        gt=0,
+        description="hours for which the snapshot of a sync operation that is done is kept for a recovery, at most "
+        "`snapshot_ttl_hours`; three days, so that what broke on Friday evening can be recovered on Monday",
+    )
+    operation_log_days: float = Field(
+        default=90,
+        gt=0,
+        le=LONGEST_DAYS,
+        description="days after its last sign of life that a sync operation and its log stay",
+    )
+    dead_letter_days: float = Field(
+        default=90, gt=0, le=LONGEST_DAYS, description="days that a resolved dead letter stays"
+    )
+    recovery_log_days: float = Field(default=365, gt=0, le=LONGEST_DAYS, description="days that a line of it stays")
+
+
 class Pipeline(_Model):
     """One source table and its destinations."""
 
@@ -167,7 +189,8 @@ class Pipeline(_Model):
     schedule: Schedule = Schedule()
     destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
     catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
-    snapshot_ttl_hours: float = Field(168, gt=0)
+    snapshot_ttl_hours: float = Field(168, gt=0, description="hours after which a snapshot is gone in any case")
+    retention: Retention = Retention()
 
     @field_validator("destinations", mode="before")
     @classmethod
@@ -190,6 +213,23 @@ class Pipeline(_Model):
                         f"allowed: {', '.join(self.source.columns)}"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _retention_fits(self) -> Pipeline:
+        keep, hours = self.retention, self.snapshot_ttl_hours
+        if "snapshot_keep_hours" in keep.model_fields_set and keep.snapshot_keep_hours > hours:
+            raise ValueError(f"`retention.snapshot_keep_hours` is above `snapshot_ttl_hours`, which is {hours:g}")
+        if keep.operation_log_days * 24 < hours:
+            raise ValueError(
+                f"`retention.operation_log_days` is below `snapshot_ttl_hours`: a snapshot needs its sync operation, "
+                f"so at least {hours / 24:g} days"
+            )
+        return self
+
+    @property
+    def snapshot_keep_hours(self) -> float:
+        """Hours for which the snapshot of a sync operation that is done is kept."""
+        return min(self.retention.snapshot_keep_hours, self.snapshot_ttl_hours)
 
 
 def load_pipeline(path: Path) -> Pipeline:

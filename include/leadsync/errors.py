@@ -70,6 +70,14 @@ class Superseded(FailNow):
     """This task belongs to an attempt that a newer one has replaced."""
 
 
+class Refused(FailNow):
+    """What a person asked for can't be done, or not yet; nothing was changed."""
+
+
+class InUse(TryAgain):
+    """Something that is under way, or that may be cleared, still needs what is to go."""
+
+
 class Unavailable(TryAgain):
     """A service can't be reached or fails for everything: stop instead of hammering."""
 

@@ -56,10 +56,8 @@ class Mapper:
             value = row[index]
             if value is None:
                 raise MappingFailure(name, "the key column is NULL, so the lead has no external id")
-            if "\\" in value or ":" in value:
-                value = value.replace("\\", "\\\\").replace(":", "\\:")
             parts.append(value)
-        return ":".join(parts)
+        return join_key(parts)
 
     def routed(self, row: Row) -> bool:
         """Whether the lead belongs to this destination."""
@@ -86,27 +84,34 @@ class Mapper:
         return Mapped(external_id, lead_key(external_id), fields, delete, _digest(body))
 
 
-def split_external_id(external_id: str) -> list[str]:
-    """The values of the key columns that `Mapper.external_id` joined."""
-    values, escaped = [""], False
-    for character in external_id:
-        if escaped or character not in "\\:":
-            values[-1] += character
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        else:
-            values.append("")
-    return values
-
-
 def lead_key(external_id: str) -> UUID:
     """The 16-byte key under which ledger and dead letters know a lead."""
     return _digest(external_id.encode("utf-8", "surrogatepass"))
 
 
+def join_key(values: Sequence[str]) -> str:
+    """The external id that the values of the key columns make."""
+    return ":".join([v.replace("\\", "\\\\").replace(":", "\\:") if "\\" in v or ":" in v else v for v in values])
+
+
+def split_key(external_id: str) -> tuple[str, ...]:
+    """The values of the key columns that made an external id."""
+    parts = [""]
+    characters = iter(external_id)
+    for character in characters:
+        if character == ":":
+            parts.append("")
+        else:
+            parts[-1] += next(characters, "") if character == "\\" else character
+    return tuple(parts)
+
+
 def _digest(data: bytes) -> UUID:
     return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
+
+
+# The hash of a lead that was deleted in the CRM, whichever lead it is.
+DELETED = _digest(orjson.dumps([True, {}]))
 
 
 def _text(value: object) -> str | None:

@@ -19,7 +19,7 @@ from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
 from leadsync.crm.base import batches
 from leadsync.errors import ConfigError
-from leadsync.mapping import Mapper, split_external_id
+from leadsync.mapping import Mapper, split_key
 from leadsync.source import Buffer, LeadStore
 from leadsync.state import operations as state_operations
 from leadsync.state.operations import Operation
@@ -98,8 +98,8 @@ def _reader(
     return read
 
 
-def _key(pipeline: Pipeline, external_id: str) -> list[str]:
-    values = split_external_id(external_id)
+def _key(pipeline: Pipeline, external_id: str) -> tuple[str, ...]:
+    values = split_key(external_id)
     columns = pipeline.source.key
     if len(values) != len(columns):
         raise ConfigError(f"{external_id!r} is no external id of {pipeline.name}: it has the form {':'.join(columns)}")

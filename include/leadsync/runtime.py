@@ -362,12 +362,19 @@ def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
 
 
 @contextmanager
+def state_database() -> Iterator[psycopg.Connection[Any]]:
+    """Leadsync's own database, in autocommit; its errors are named by their reaction on the way out."""
+    with _clear_errors(), _database(STATE) as state:
+        yield state
+
+
+@contextmanager
 def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> Iterator[Clients]:
     """All that a task works with, its requests in this lane; errors of databases leave it named by their reaction.
 
     `again` is what a person does when a snapshot is lost.
     """
-    with _clear_errors(), _database(STATE) as state, _redis() as client:
+    with state_database() as state, _redis() as client:
         sealer = _sealer()
         snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
         yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))

@@ -6,17 +6,21 @@ exist. Every key carries a time to live.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import cast
 
 import orjson
 import redis
 
-from leadsync.errors import RedisAway, SnapshotError
+from leadsync.errors import RedisAway, SnapshotError, Unavailable
 from leadsync.sealing import Sealer
 
 CHUNK_BYTES = 1 << 20
+# So many keys are looked for at once.
+KEYS_AT_ONCE = 256
 AGAIN = "clear the task `extract` of this run (it covers the same window again), or let the next run do it"
 
 
@@ -32,7 +36,11 @@ class Manifest:
 
 
 class SnapshotStore:
-    """Snapshots of one pipeline. Raises SnapshotError for all that a person has to know; `again` is what to do then."""
+    """Snapshots of one pipeline.
+
+    Raises SnapshotError for all that a person has to know; `again` is what to do then. `stored`, `remains` and `drop`
+    raise Unavailable when Redis can't be reached.
+    """
 
     def __init__(
         self, client: redis.Redis, sealer: Sealer, pipeline: str, ttl_seconds: int, again: str = AGAIN
@@ -90,6 +98,58 @@ class SnapshotStore:
         for index in range(first, self.manifest(snapshot_id).chunks):
             yield index, self.chunk(snapshot_id, index)
 
+    def stored(self) -> dict[str, bool]:
+        """The ids of all snapshots of which Redis holds anything, and whether they are complete."""
+        start, found = f"{self._prefix}:", dict[str, bool]()
+        with _reachable():
+            for key in self._redis.scan_iter(f"{start}*", count=1000):
+                snapshot_id, _, name = key.decode().removeprefix(start).partition(":")
+                found[snapshot_id] = found.get(snapshot_id, False) or name == "manifest"
+        return found
+
+    def remains(self, snapshot_id: str) -> Iterator[bytes]:
+        """All chunks that are there, also what an earlier try has left behind the last one."""
+        for keys in self._present(snapshot_id):
+            for key in keys:
+                if key.endswith(":manifest"):
+                    continue
+                with _reachable():
+                    blob = self._redis.get(key)
+                if blob is not None:  # not expired since
+                    yield self._sealer.open(cast(bytes, blob), key)
+
+    def drop(self, snapshot_id: str) -> int:
+        """Removes all that is stored of a snapshot, without blocking Redis; returns the bytes that it took there.
+
+        The manifest goes first: from then on the snapshot does not exist.
+        """
+        freed = 0
+        for keys in self._present(snapshot_id):
+            freed += sum(keys.values())
+            with _reachable():
+                self._redis.unlink(*keys)
+        return freed
+
+    def _present(self, snapshot_id: str) -> Iterator[dict[str, int]]:
+        """The keys of a snapshot and their bytes, some at a time, the manifest before the chunks.
+
+        How many chunks there are only the manifest tells, and one that was never finished has none: so this goes on
+        until a whole batch is missing. Chunks that expire do so in order, each at its time.
+        """
+        names: list[str | int] = ["manifest"]
+        for first in itertools.count(step=KEYS_AT_ONCE):
+            names += range(first, first + KEYS_AT_ONCE)
+            keys = [f"{self._prefix}:{snapshot_id}:{name}" for name in names]
+            with _reachable(), self._redis.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.strlen(key)
+                sizes = pipeline.execute()
+            found = {key: size for key, size in zip(keys, sizes, strict=True) if size}
+            if not found:
+                return
+            yield found
+            names.clear()
+
     def eviction_policy(self) -> str | None:
         """Redis's eviction policy when it may drop snapshots, None when all is well or Redis does not tell."""
         try:
@@ -128,3 +188,11 @@ class SnapshotStore:
             return self._sealer.open(cast(bytes, blob), key)
         except SnapshotError as error:
             raise SnapshotError(f"{error}; {self._again}") from None
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis (connection leadsync_redis) can't be used ({type(error).__name__})") from None

@@ -178,12 +178,23 @@ class LeadStore:
 
     def read(self, keys: Sequence[Sequence[str]]) -> Iterator[Buffer]:
         """The present rows of the leads with these key values, as COPY text; leads that are gone are left out."""
-        values = sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, key))) for key in keys)
-        query = sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) IN ({})) TO STDOUT").format(
-            self._names(self._source.columns), self._table, self._names(self._source.key), values
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(
+            self._names(self._source.columns), self._table, self._among(keys)
         )
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             yield from copy
+
+    def awaits(self, key: Sequence[str], watermark: datetime | None) -> bool:
+        """Whether a window from this watermark on, however far it goes, holds the lead with these key values."""
+        condition = self._among([key])
+        if watermark is not None:
+            lower = self._literal(watermark - timedelta(seconds=self._source.lookback))
+            condition += sql.SQL(" AND {} >= {}").format(sql.Identifier(self._source.watermark), lower)
+        return bool(self._one(sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {})").format(self._table, condition)))
+
+    def _among(self, keys: Sequence[Sequence[str]]) -> sql.Composed:
+        values = sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, key))) for key in keys)
+        return sql.SQL("({}) IN ({})").format(self._names(self._source.key), values)
 
     def _oldest_writer(self) -> tuple[datetime, int, str] | None:
         values = {"application": APPLICATION_NAME, "ignored": list(self._source.ignore_roles)}

@@ -78,6 +78,16 @@ def test_a_lost_connection_stops_the_senders(state: Connection, other: Connectio
     take(other, destination, [])
 
 
+def test_a_load_under_way_is_waited_for(state: Connection, other: Connection, destination: int) -> None:
+    waits: list[float] = []
+    with fence.hold(other, destination, LONGEST):
+        with pytest.raises(Unavailable, match="a load of this destination has held its lock"):
+            fence.wait_for_load(state, destination, patience=0, sleep=waits.append)
+        fence.wait_for_load(state, destination + 1, patience=0)
+    fence.wait_for_load(state, destination, patience=0)
+    take(other, destination, [])  # it does not keep the lock
+
+
 def test_snapshots_of_one_pipeline_exclude_each_other(state: Connection, other: Connection) -> None:
     with (
         fence.pipeline_lock(state, "leads"),

@@ -169,3 +169,21 @@ def test_no_change_is_missed_whatever_commits_late(
     for row in copytext.parse(b"".join(store.stream(Window(lower, store.bound().upper)))):
         seen[row[1]] = row[2]
     assert seen == {str(uid): name for uid, name in writer.execute("SELECT uid, name FROM customer")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [("timestamptz", "update_time"), ("epoch_s", "changed")], ids=["timestamptz", "epoch_s"]
+)
+def test_whether_a_window_from_a_watermark_on_holds_a_lead(
+    reader: Connection, writer: Connection, kind: str, column: str
+) -> None:
+    writer.execute(UPSERT, (1, "x"))
+    (at,) = writer.execute("SELECT date_trunc('second', update_time) FROM customer").fetchone() or (None,)
+    store = LeadStore(reader, source(watermark=column, watermark_kind=kind))
+    second = timedelta(seconds=1)
+    for watermark, awaits in ((None, True), (at - second, True), (at, True), (at + second, False)):
+        assert store.awaits(("A", "1"), watermark) is awaits
+    assert store.awaits(("A", "2"), None) is False
+    back = LeadStore(reader, source(watermark=column, watermark_kind=kind, bound="lag", lag=1, lookback=60))
+    assert back.awaits(("A", "1"), at + 59 * second) is True
+    assert back.awaits(("A", "1"), at + 62 * second) is False

@@ -94,6 +94,23 @@ def test_lag_and_lookback_belong_to_the_lag_bound(tmp_path: Path) -> None:
     assert read(tmp_path, text).source.lookback == 60
 
 
+def test_retention_is_in_days_and_fits_the_snapshots(tmp_path: Path) -> None:
+    keep = read(tmp_path, GOOD).retention
+    assert (keep.operation_log_days, keep.dead_letter_days, keep.recovery_log_days) == (90, 90, 365)
+    assert read(tmp_path, GOOD).snapshot_keep_hours == 72
+    assert read(tmp_path, GOOD + "\nsnapshot_ttl_hours: 24\n").snapshot_keep_hours == 24
+    text = GOOD + "\nretention: {snapshot_keep_hours: 100, operation_log_days: 7}\n"
+    assert read(tmp_path, text).snapshot_keep_hours == 100
+    with pytest.raises(ConfigError, match="`retention.snapshot_keep_hours` is above `snapshot_ttl_hours`, which is 24"):
+        read(tmp_path, text + "snapshot_ttl_hours: 24\n")
+    with pytest.raises(ConfigError, match="`retention.operation_log_days` is below .*, so at least 10 days"):
+        read(tmp_path, text + "snapshot_ttl_hours: 240\n")
+    for wrong in ("recovery_log_days: 0", "dead_letter_days: .inf", "operation_log_days: .nan", "dead_letters: 9"):
+        name = wrong.split(":")[0]
+        with pytest.raises(ConfigError, match=rf"leads.yaml:\d+: retention.{name}: "):
+            read(tmp_path, GOOD + f"\nretention:\n  {wrong}\n")
+
+
 def test_the_files_name_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the file's name is the pipeline's"):
         read(tmp_path, GOOD, "My Leads.yaml")

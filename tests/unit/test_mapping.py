@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadsync.config import Destination, FieldMapping, Source
-from leadsync.mapping import Mapper, MappingFailure, split_external_id
+from leadsync.config import Destination, Source
+from leadsync.mapping import DELETED, Mapper, MappingFailure, join_key, split_key
 
 COLUMNS = ("appkey", "uid", "email", "answers", "update_time", "is_delete")
 SOURCE = Source(table="t", key=("appkey", "uid"), watermark="update_time", deleted="is_delete", columns=COLUMNS)
@@ -75,12 +75,13 @@ def test_two_leads_never_share_an_external_id(keys: list[tuple[str, str]]) -> No
     assert one != two
 
 
-@given(st.lists(st.text(), min_size=1, max_size=4))
-def test_an_external_id_gives_its_key_back(values: list[str]) -> None:
-    columns = tuple(f"c{place}" for place in range(len(values)))
-    source = SOURCE.model_copy(update={"key": columns, "columns": columns, "deleted": None})
-    target = Destination(adapter="a", object="o", external_id_field="x", fields={"x": FieldMapping(column="c0")})
-    assert split_external_id(Mapper(source, target).external_id(values)) == values
+@given(st.lists(st.text(":\\ab"), min_size=1, max_size=3))
+def test_an_external_id_tells_its_key_columns(values: list[str]) -> None:
+    assert split_key(join_key(values)) == tuple(values)
+
+
+def test_a_deleted_lead_has_one_hash_for_all() -> None:
+    assert {mapper({"F": "email"}).map(row(email=e, is_delete="t")).digest for e in ("a", "b")} == {DELETED}
 
 
 def test_a_delete_has_no_fields_unless_it_sets_one() -> None:

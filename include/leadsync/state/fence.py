@@ -125,6 +125,18 @@ def hold(
         fence.free()  # not after a surprise: whoever comes next then waits
 
 
+def wait_for_load(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    *,
+    patience: float = 300.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Returns once a load of the destination that is under way has ended. Raises Unavailable when it takes too long."""
+    with _lock(connection, DESTINATION_LOCKS, destination, patience, "a load of this destination", sleep):
+        pass
+
+
 @contextmanager
 def pipeline_lock(
     connection: psycopg.Connection[Any],
