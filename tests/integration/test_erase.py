@@ -39,7 +39,7 @@ SIGNS = ("ZQAPP", "Zelda", "Quill", "zelda@", "139000077")
 # Every table, and whether it may hold anything of a lead. A new one has to be thought about here and in traces.py.
 TABLES = {
     "alembic_version": False, "dead_letter": True, "delivery": True, "operation_data": True, "operation_log": False,
-    "recovery_log": True, "retry_queue": True, "sync_operation": False, "watermark": False,
+    "mended_group": False, "recovery_log": True, "retry_queue": True, "sync_operation": False, "watermark": False,
 }  # fmt: skip
 
 
