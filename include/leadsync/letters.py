@@ -87,6 +87,15 @@ class Letters:
             message = f"{len(resolved)} dead letters were delivered"
             self.remember("resolved", message, {"external_ids": resolved[:NAMED]})
 
+    def pass_over(self, external_ids: Sequence[str]) -> None:
+        """Tells which leads a recovery did not send since a newer state was delivered that it does not hold."""
+        if external_ids:
+            message = (
+                f"{len(external_ids)} leads were passed over: a newer state was delivered that is in no snapshot chosen"
+            )
+            details = {"leads": len(external_ids), "external_ids": external_ids[:NAMED]}
+            self.remember("passed_over", message, details)
+
     def remember(self, kind: str, message: str, details: Mapping[str, Any]) -> None:
         """Adds a line to the recovery log."""
         recovery_log.append(

@@ -24,7 +24,7 @@ from leadsync.letters import Letters
 from leadsync.mapping import Mapped, Mapper, MappingFailure, Row, lead_key
 from leadsync.models import Lead, Outcome, Status
 from leadsync.sending import Sender, request_failed
-from leadsync.state import dead_letters, ledger, operations
+from leadsync.state import dead_letters, ledger, operations, redeliveries
 from leadsync.state.dead_letters import MAX_ATTEMPTS, NAMELESS, DeadLetter, Retry
 from leadsync.state.fence import Fence
 from leadsync.state.operations import Counts, LoadLog, Operation
@@ -64,6 +64,7 @@ class Group:
     items: list[Item] = field(default_factory=list)
     unchanged: list[UUID] = field(default_factory=list)
     overtaken: list[UUID] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     batches: list[tuple[list[Item], Future[list[Outcome]]]] = field(default_factory=list)
 
@@ -94,6 +95,7 @@ class Load:
         self._fence = fence
         self._sender = sender
         self._reread = reread
+        self._taken_up = redeliveries.taken_up(state, operation.sync_id) if operation.kind == "recover" else set()
         self._letters = Letters(state, clients.sealer, operation, target.name, destination_id)
         self._retry_after: float | None = None
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
@@ -176,11 +178,30 @@ class Load:
         claims = self._claim_under(self._operation.sequence or 0, items)
         group.unchanged, group.overtaken = list(claims.unchanged), list(claims.overtaken)
         group.items = _to_send(items, claims)
+        self._compare(group, items)
         if self._reread is None:
             # A recovery leaves the lead store alone: whoever claimed the newer state answers for it.
             group.overtaken += claims.in_doubt
         elif claims.in_doubt:
             self._refresh(group, self._reread, [item for item in items if item.mapped.key in claims.in_doubt])
+
+    def _compare(self, group: Group, items: Sequence[Item]) -> None:
+        """Sees to the leads of which a newer state was delivered.
+
+        Those that can't be mapped claim nothing, and are no dead letters either. What a recovery leaves out though it
+        resends is named when the newer state is in none of its snapshots: the CRM may have lost that one.
+        """
+        unmapped = {letter.lead_key: letter.external_id for letter in group.letters}
+        resends = self._operation.kind == "recover" and self._operation.resend
+        keys = [*unmapped, *(group.overtaken if resends else ())]
+        newer = ledger.newer(self._state, self._id, self._operation.sequence or 0, keys)
+        ended = {key for key in unmapped if key in newer and (newer[key][1] or self._reread is None)}
+        group.letters = [letter for letter in group.letters if letter.lead_key not in ended]
+        group.overtaken += ended
+        if resends:
+            names = unmapped | {item.mapped.key: item.mapped.external_id for item in items}
+            lost = [key for key, (sequence, delivered) in newer.items() if delivered and sequence not in self._taken_up]
+            group.passed_over = [names[key] for key in lost]
 
     def _claim_under(self, sequence: int, items: Sequence[Item]) -> ledger.Claims:
         leads = [(item.mapped.key, item.mapped.digest, item.mapped.external_id) for item in items]
@@ -261,6 +282,7 @@ class Load:
                 sealed = self._sealer.seal(changes.pack(self._source, records), operations.data_context(self.log.id))
                 operations.add_data(self._state, self.log, sealed)
             if not self._held_up:
+                self._letters.pass_over(group.passed_over)
                 self._count(group, len(arrived))
                 operations.save_progress(self._state, self.log)
         log.info("settled", destination=self._target.name, **asdict(self.log.counts))

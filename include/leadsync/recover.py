@@ -28,6 +28,8 @@ from leadsync.state.operations import Operation
 log = structlog.get_logger(__name__)
 
 PARAMETERS = ("pipeline", "destinations", "operations", "since", "until", "resend")
+# What the label of a task tells.
+STANDS_OUT = {"dead": "refused", "passed_over": "passed over"}
 AGAIN = "what it held is still in the lead store: run the pipeline's own DAG with `since`, and `resend` if need be"
 
 
@@ -88,8 +90,9 @@ def choose(clients: Clients, pipeline: Pipeline, parameters: Mapping[str, Any]) 
 def run(clients: Clients, pipeline: Pipeline, run_id: str, item: Mapping[str, Any], by: str | None) -> dict[str, int]:
     """Delivers what `choose` found to one destination, and goes on where an earlier try stopped.
 
-    Returns the counts of all its loads and the number of `snapshots`. Raises SnapshotError in the end when some of
-    them can't be read, after the others were delivered.
+    Returns the counts of all its loads, the number of `snapshots`, and how many rows a resend has `passed_over`: of
+    those leads a newer state was delivered that is in none of the snapshots, and the CRM may have lost it. Raises
+    SnapshotError in the end when some snapshots can't be read, after the others were delivered.
     """
     name = str(item["destination"])
     target = next(target for target in pipeline.destinations if target.name == name)
@@ -129,8 +132,9 @@ def _end(
     clients: Clients, pipeline: Pipeline, run_id: str, name: str, many: int, lost: Mapping[str, str], by: str | None
 ) -> dict[str, int]:
     total = redeliveries.totals(clients.state, pipeline.name, run_id, "recover", name)
-    counts = {"snapshots": many - len(lost), **asdict(total)}
-    told = ", ".join(f"{what} {count}" for what, count in counts.items() if count)
+    passed_over = redeliveries.passed_over(clients.state, pipeline.name, run_id, name)
+    counts = {"snapshots": many - len(lost), **asdict(total), "passed_over": passed_over}
+    told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items() if count)
     message = f"recovered by {by or 'a person'}: {told}"
     if lost:
         message = f"{message}; {len(lost)} of {many} snapshots can't be delivered"

@@ -32,6 +32,8 @@ from leadsync.state.replays import Selection
 log = structlog.get_logger(__name__)
 
 PARAMETERS = ("pipeline", "destinations", "group", "external_ids", "all", "limit", "mended")
+# What the label of a task tells.
+STANDS_OUT = {"dead": "refused again"}
 AGAIN = "clear this task: it reads the leads anew"
 # Dead letters of one sync operation.
 SLICE = 10_000

@@ -228,7 +228,7 @@ def choose_letters(context: Context) -> list[dict[str, Any]]:
 
 def replay_letters(item: Mapping[str, Any], context: Any) -> dict[str, int]:
     """Replays one item and returns the counts."""
-    return _redeliver(replay, "refused again", item, context)
+    return _redeliver(replay, item, context)
 
 
 def choose_snapshots(context: Context) -> list[dict[str, Any]]:
@@ -240,10 +240,10 @@ def choose_snapshots(context: Context) -> list[dict[str, Any]]:
 
 def recover_snapshots(item: Mapping[str, Any], context: Any) -> dict[str, int]:
     """Recovers one item and returns the counts."""
-    return _redeliver(recover, "refused", item, context)
+    return _redeliver(recover, item, context)
 
 
-def _redeliver(verb: Any, refused: str, item: Mapping[str, Any], context: Any) -> dict[str, int]:
+def _redeliver(verb: Any, item: Mapping[str, Any], context: Any) -> dict[str, int]:
     """What stands out goes into the label, also a failure that is a result."""
     run, destination = context["dag_run"], item["destination"]
     pipeline = load_pipeline(PIPELINES / f"{item['pipeline']}.yaml")
@@ -254,8 +254,9 @@ def _redeliver(verb: Any, refused: str, item: Mapping[str, Any], context: Any) -
             head = str(error).partition(";")[0].removeprefix(f"{destination}: ")
             context["label"] = f"{destination}: {head}"[:LONGEST_LABEL]
             raise
-    if counts["dead"]:
-        context["label"] = f"{destination}: {counts['dead']} of {counts['read']} {refused}"
+    told = [f"{counts[name]} of {counts['read']} {word}" for name, word in verb.STANDS_OUT.items() if counts[name]]
+    if told:
+        context["label"] = f"{destination}: {', '.join(told)}"
     return counts
 
 

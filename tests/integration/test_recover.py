@@ -22,7 +22,7 @@ from demo import lead_store
 from leadsync import recover
 from leadsync.clients import Clients
 from leadsync.config import FieldMapping
-from leadsync.errors import ConfigError, RedisAway, SnapshotError, Unavailable
+from leadsync.errors import ConfigError, RedisAway, SnapshotError, TransientFailure, Unavailable
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import LeadStore
@@ -113,6 +113,7 @@ def test_a_crm_that_was_emptied_gets_the_newest_state_of_everything(world: World
     counts = recovered(world, since=SINCE, resend=True)
     assert counts == {
         "snapshots": 3, "read": 52, "delivered": 40, "unchanged": 0, "overtaken": 12, "not_routed": 0, "dead": 0,
+        "passed_over": 0,
     }  # fmt: skip
     assert sorted(sent(world)) == sorted(f"ASDAD:{number}" for number in range(1, 40))
     world.assert_in_step("hubspot")
@@ -192,8 +193,49 @@ def test_what_a_newer_run_delivered_is_left_alone(world: World) -> None:
     lead_store.update(world.hive, "ASDAD", 1, "Newer", None, None)
     world.run()
     counts = recovered(world, operations=[old], resend=True)
-    assert (counts["delivered"], counts["overtaken"]) == (39, 1)
+    assert (counts["delivered"], counts["overtaken"], counts["passed_over"]) == (39, 1, 1)
+    assert passed_over(world) == ["ASDAD:1"]
     world.assert_in_step("hubspot")
+
+
+def passed_over(world: World) -> list[str]:
+    query = "SELECT details -> 'external_ids' FROM leadsync.recovery_log WHERE kind = 'passed_over'"
+    return [external_id for (ids,) in world.state.execute(query) for external_id in ids]
+
+
+def test_what_no_snapshot_holds_is_named(world: World) -> None:
+    """A lead in doubt was read again from the lead store, and what was sent then is in no snapshot."""
+    old = world.extract()
+    world.snapshot(old)
+    lead_store.update(world.hive, "ASDAD", 1, "Newer", None, None)
+    new = world.extract()
+    world.snapshot(new)
+    world.simulators["hubspot"].faults(lose_reply={"next": 1})
+    with pytest.raises((Unavailable, TransientFailure)):
+        world.load(new, "hubspot")
+    assert world.load(old, "hubspot")["delivered"] == 40
+    empty(world)
+    counts = recovered(world, since=SINCE, resend=True)
+    assert (counts["delivered"], counts["overtaken"], counts["passed_over"]) == (0, 80, 80)
+    assert set(passed_over(world)) == {f"ASDAD:{number}" for number in range(1, 41)}
+    assert world.run(since=SINCE, resend=True)["hubspot"]["delivered"] == 40  # what the documents say to do then
+    world.assert_in_step("hubspot")
+
+
+def test_an_old_state_that_can_not_be_mapped_is_no_dead_letter_of_a_lead_that_was_mended(world: World) -> None:
+    target = world.target("hubspot")
+    mapping = {**target.fields, "leadsync_uid": FieldMapping(column="phone", transform=("integer",))}
+    object.__setattr__(target, "fields", mapping)
+    world.hive.execute("UPDATE customer SET phone = CASE uid WHEN 4 THEN 'none' ELSE uid::text END")
+    old = world.extract(destinations=["hubspot"])
+    world.snapshot(old)
+    world.hive.execute("UPDATE customer SET phone = '4' WHERE uid = 4")
+    world.run(destinations=["hubspot"])
+    assert world.load(old, "hubspot")["overtaken"] == 40  # cleared late
+    empty(world)
+    counts = recovered(world, since=SINCE, resend=True)
+    assert (counts["delivered"], counts["overtaken"], counts["dead"], counts["passed_over"]) == (40, 40, 0, 0)
+    assert world.dead("hubspot") == {}
 
 
 def test_what_a_newer_run_has_in_doubt_is_left_to_it(world: World) -> None:

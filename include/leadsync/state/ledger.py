@@ -41,6 +41,12 @@ USING (SELECT lead_key, digest, external_id FROM claim ORDER BY lead_key) c
       VALUES (%(destination)s, c.lead_key, %(sequence)s, c.external_id)
 """
 
+# Leads that are claimed under a higher sequence, and whether that state is known to be delivered.
+NEWER: LiteralString = """
+SELECT lead_key, sequence, digest IS NOT NULL FROM leadsync.delivery
+ WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND sequence > %(sequence)s
+"""
+
 SETTLEMENTS: LiteralString = """
 CREATE TEMPORARY TABLE IF NOT EXISTS settlement
     (lead_key uuid NOT NULL, digest uuid NOT NULL, crm_id text, gone boolean NOT NULL) ON COMMIT DELETE ROWS
@@ -96,6 +102,16 @@ def claim(
     if not dry_run:
         connection.execute(CLAIM, {"destination": destination, "sequence": sequence, "resend": resend})
     return verdict
+
+
+def newer(
+    connection: psycopg.Connection[Any], destination: int, sequence: int, lead_keys: Sequence[UUID]
+) -> dict[UUID, tuple[int, bool]]:
+    """Of the leads that are claimed under a higher sequence: that, and whether its state is known to be delivered."""
+    if not lead_keys:
+        return {}
+    values = {"destination": destination, "sequence": sequence, "lead_keys": list(lead_keys)}
+    return {key: (claimed, delivered) for key, claimed, delivered in connection.execute(NEWER, values)}
 
 
 def settle(

@@ -29,6 +29,19 @@ KEPT: LiteralString = f"""
  ORDER BY sequence DESC
 """
 
+# The sequences of the snapshots that a recovery has taken up: all that are newer than the one at hand.
+TAKEN_UP: LiteralString = """
+SELECT o.sequence FROM leadsync.sync_operation o JOIN leadsync.sync_operation this USING (pipeline, run_id)
+ WHERE this.sync_id = %(sync_id)s AND o.kind = 'recover' AND o.destinations = this.destinations
+"""
+
+PASSED_OVER: LiteralString = """
+SELECT coalesce(sum((l.details ->> 'leads')::bigint), 0)::bigint
+  FROM leadsync.sync_operation o JOIN leadsync.recovery_log l USING (sync_id)
+ WHERE o.pipeline = %(pipeline)s AND o.run_id = %(run_id)s AND o.kind = 'recover'
+   AND o.destinations = ARRAY[%(destination)s] AND l.kind = 'passed_over'
+"""
+
 # What the loads of a replay or a recovery add up to, also those that were superseded.
 TOTALS: LiteralString = """
 SELECT coalesce(sum(l.rows_read), 0)::bigint, coalesce(sum(l.delivered), 0)::bigint,
@@ -62,6 +75,18 @@ def totals(connection: psycopg.Connection[Any], pipeline: str, run_id: str, kind
     values = {"pipeline": pipeline, "run_id": run_id, "kind": kind, "destination": destination}
     row = connection.execute(TOTALS, values).fetchone()
     return Counts(*row) if row else Counts()
+
+
+def taken_up(connection: psycopg.Connection[Any], sync_id: str) -> set[int]:
+    """The sequences of all snapshots that the recovery of this operation has taken up so far, for the destination."""
+    return {row[0] for row in connection.execute(TAKEN_UP, {"sync_id": sync_id})}
+
+
+def passed_over(connection: psycopg.Connection[Any], pipeline: str, run_id: str, destination: str) -> int:
+    """How many leads the loads of a recovery have passed over."""
+    values = {"pipeline": pipeline, "run_id": run_id, "destination": destination}
+    row = connection.execute(PASSED_OVER, values).fetchone()
+    return int(row[0]) if row else 0
 
 
 def kept(
