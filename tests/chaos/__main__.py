@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tests.chaos import broken
@@ -77,7 +78,8 @@ def main() -> int:
     if all(each is None for each in (arguments.seed, arguments.seconds, arguments.sequences, arguments.events)):
         arguments.sequences = 20
     totals, began = Totals(), time.monotonic()
-    with running_world(arguments.folder) as world:
+    # Ctrl-C ends it with the figures so far.
+    with suppress(KeyboardInterrupt), running_world(arguments.folder) as world:
         for seed in seeds(arguments, began):
             events = parse(arguments.events.read_text()) if arguments.events else list(Generator(seed).events())
             if arguments.seed is not None:
