@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tests.chaos import broken
@@ -79,7 +80,9 @@ def main() -> int:
     if all(each is None for each in (arguments.seed, arguments.seconds, arguments.sequences, arguments.events)):
         arguments.sequences = 20
     totals, began = Totals(), time.monotonic()
-    with (running_stack if arguments.stack else running_world)(arguments.folder) as world:
+    running = running_stack if arguments.stack else running_world
+    # Ctrl-C ends it with the figures so far.
+    with suppress(KeyboardInterrupt), running(arguments.folder) as world:
         for seed in seeds(arguments, began):
             made = (StackGenerator if arguments.stack else Generator)(seed)
             events = parse(arguments.events.read_text()) if arguments.events else list(made.events())
