@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from leadsync import runtime
+from leadsync import recovery, runtime
 
 DOCUMENTATION = """
 Delivers again from the snapshots in Redis. Does not touch the lead store, and moves no watermark.
@@ -51,11 +51,11 @@ PARAMETERS = {
 def leadsync_recover() -> None:
     @task
     def choose() -> list[dict[str, Any]]:
-        return runtime.choose_snapshots(get_current_context())
+        return recovery.choose_snapshots(get_current_context())
 
     @task(map_index_template="{{ label | default(task.op_kwargs['item']['destination']) }}")
     def recover(item: dict[str, Any]) -> dict[str, int]:
-        return runtime.recover_snapshots(item, get_current_context())
+        return recovery.recover_snapshots(item, get_current_context())
 
     recover.expand(item=choose())
 

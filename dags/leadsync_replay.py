@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from leadsync import runtime
+from leadsync import recovery, runtime
 
 DOCUMENTATION = """
 Replays dead letters: reads each lead anew from the lead store and delivers it. Moves no watermark.
@@ -53,11 +53,11 @@ PARAMETERS = {
 def leadsync_replay() -> None:
     @task
     def choose() -> list[dict[str, Any]]:
-        return runtime.choose_letters(get_current_context())
+        return recovery.choose_letters(get_current_context())
 
     @task(map_index_template="{{ label | default(task.op_kwargs['item']['destination']) }}")
     def replay(item: dict[str, Any]) -> dict[str, int]:
-        return runtime.replay_letters(item, get_current_context())
+        return recovery.replay_letters(item, get_current_context())
 
     replay.expand(item=choose())
 

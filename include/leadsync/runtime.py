@@ -21,7 +21,7 @@ from airflow.sdk import BaseHook, CronDataIntervalTimetable, Param, RetryPolicy,
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
-from leadsync import operations, recover, replay
+from leadsync import operations
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
 from leadsync.config import Pipeline, load_pipeline
@@ -32,8 +32,6 @@ from leadsync.errors import (
     ConfigError,
     FailNow,
     LeadsyncError,
-    RefusedAgain,
-    SnapshotError,
     TryAgain,
     Unavailable,
 )
@@ -52,6 +50,7 @@ LONGEST_WAIT = timedelta(minutes=15)
 LONGEST_LABEL = 200  # characters; Airflow keeps 250
 
 Context = Mapping[str, Any]
+Skip = AirflowSkipException  # raised where there is nothing to do
 
 
 class Reaction(RetryPolicy):
@@ -207,66 +206,6 @@ def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str,
     with clients(pipeline) as using:
         moved = operations.commit(using, pipeline, [operation["sync_id"] for operation in opened["operations"]])
         return {name: upper.isoformat() for name, upper in moved.items()}
-
-
-def choose_letters(context: Context) -> list[dict[str, Any]]:
-    """What is to be replayed, an item per destination: as asked for or, by the schedule, what is marked as mended."""
-    run = context["dag_run"]
-    if run.run_type == "scheduled":
-        with _clear_errors(), _database(STATE) as state:
-            found = replay.marked(state, known_pipelines())
-    else:
-        pipeline, conf = _asked(run)
-        with clients(pipeline) as using:
-            found = replay.choose(using.state, pipeline, conf, run.triggering_user_name)
-        if conf.get("mended"):
-            return found
-    if not found:
-        raise AirflowSkipException("nothing to do: there is no such open dead letter")
-    return found
-
-
-def replay_letters(item: Mapping[str, Any], context: Any) -> dict[str, int]:
-    """Replays one item and returns the counts."""
-    return _redeliver(replay, item, context)
-
-
-def choose_snapshots(context: Context) -> list[dict[str, Any]]:
-    """What is to be recovered, an item per destination."""
-    pipeline, conf = _asked(context["dag_run"])
-    with clients(pipeline, again=recover.AGAIN) as using:
-        return recover.choose(using, pipeline, conf)
-
-
-def recover_snapshots(item: Mapping[str, Any], context: Any) -> dict[str, int]:
-    """Recovers one item and returns the counts."""
-    return _redeliver(recover, item, context)
-
-
-def _redeliver(verb: Any, item: Mapping[str, Any], context: Any) -> dict[str, int]:
-    """What stands out goes into the label, also a failure that is a result."""
-    run, destination = context["dag_run"], item["destination"]
-    pipeline = load_pipeline(PIPELINES / f"{item['pipeline']}.yaml")
-    with clients(pipeline, again=verb.AGAIN) as using:
-        try:
-            counts: dict[str, int] = verb.run(using, pipeline, run.run_id, item, run.triggering_user_name)
-        except (RefusedAgain, SnapshotError) as error:
-            head = str(error).partition(";")[0].removeprefix(f"{destination}: ")
-            context["label"] = f"{destination}: {head}"[:LONGEST_LABEL]
-            raise
-    told = [f"{counts[name]} of {counts['read']} {word}" for name, word in verb.STANDS_OUT.items() if counts[name]]
-    if told:
-        context["label"] = f"{destination}: {', '.join(told)}"
-    return counts
-
-
-def _asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
-    """The pipeline that a person chose, and the parameters."""
-    conf, pipelines = dict(run.conf or {}), {pipeline.name: pipeline for pipeline in known_pipelines()}
-    name = conf.get("pipeline") or (next(iter(pipelines)) if len(pipelines) == 1 else None)
-    if name not in pipelines:
-        raise ConfigError(f"`pipeline`: choose one of {', '.join(pipelines)}")
-    return pipelines[name], conf
 
 
 def _window(sync_id: str | None, window: Window, destinations: Sequence[str]) -> dict[str, Any]:

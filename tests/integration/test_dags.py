@@ -36,9 +36,9 @@ SCHEDULED = """
 import orjson
 from types import SimpleNamespace
 from airflow.sdk.exceptions import AirflowSkipException
-from leadsync import runtime
+from leadsync import recovery
 try:
-    found = runtime.choose_letters({"dag_run": SimpleNamespace(run_type="scheduled")})
+    found = recovery.choose_letters({"dag_run": SimpleNamespace(run_type="scheduled")})
 except AirflowSkipException as skip:
     found = {"skipped": str(skip)}
 print("=" + orjson.dumps(found).decode())
