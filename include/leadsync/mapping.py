@@ -86,6 +86,14 @@ class Mapper:
         return Mapped(external_id, lead_key(external_id), fields, delete, _digest(body))
 
 
+def deletion(destination: Destination, external_id: str) -> Mapped:
+    """How a lead of which nothing but the external id is left is deleted in this destination."""
+    mark = destination.on_delete
+    fields = {} if mark.field is None else {mark.field: mark.value}
+    delete = mark.field is None
+    return Mapped(external_id, lead_key(external_id), fields, delete, _digest(orjson.dumps([delete, fields])))
+
+
 def split_external_id(external_id: str) -> list[str]:
     """The values of the key columns that `Mapper.external_id` joined."""
     values, escaped = [""], False
@@ -107,6 +115,10 @@ def lead_key(external_id: str) -> UUID:
 
 def _digest(data: bytes) -> UUID:
     return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
+
+
+# The digest of every lead that is deleted, but with `mode: field`.
+DELETED = _digest(orjson.dumps([True, {}]))
 
 
 def _text(value: object) -> str | None:
