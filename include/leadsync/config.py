@@ -180,7 +180,6 @@ class Reconcile(_Model):
     cron: str | None = Field("17 3 * * *", description="in UTC; null: by hand only")
     recent_days: float = Field(2, ge=0, description="leads that changed within so many days are all looked at")
     sample: float = Field(0.05, ge=0, le=1, description="share of the other leads that one night looks at")
-    rate_share: float = Field(0.25, gt=0, le=1, description="share of the CRM's rate that it takes, loads may run too")
     repair: bool = Field(False, description="whether what is wrong is also mended")
 
     @field_validator("cron")

@@ -8,6 +8,11 @@ from datetime import datetime
 class LeadsyncError(Exception):
     """Base of all errors that Leadsync raises on purpose; the text says what is wrong and what to do."""
 
+    @property
+    def kind(self) -> str:
+        """The name of the reaction that it calls for: of its class here, or the nearest one here."""
+        return next(each.__name__ for each in type(self).__mro__ if each.__module__ == __name__)
+
 
 class FailNow(LeadsyncError):
     """Trying again by itself is pointless: a person has to mend something first. Airflow does not retry it."""
@@ -37,6 +42,10 @@ class SnapshotError(FailNow):
     """A snapshot is incomplete, damaged or gone, or Redis can't take it."""
 
 
+class RedisAway(SnapshotError):
+    """Redis can't be read: nothing is known of the snapshots in it."""
+
+
 class AccessError(FailNow):
     """The CRM refuses us: credentials, rights, a missing object or field. Nothing is wrong with the leads."""
 
@@ -51,6 +60,10 @@ class QuotaExceeded(FailNow):
 
 class BrokenMapping(FailNow):
     """Most leads of a load were rejected: the mapping or the CRM's set-up is broken, not the leads."""
+
+
+class RefusedAgain(FailNow):
+    """A replay brought nothing: every lead was refused again. Their dead letters stay, renewed."""
 
 
 class Superseded(FailNow):

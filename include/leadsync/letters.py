@@ -81,7 +81,8 @@ class Letters:
 
     def resolve(self, keys: Sequence[UUID]) -> None:
         """Closes the dead letters of leads that are in the CRM now."""
-        resolved = dead_letters.resolve(self._state, self._id, keys)
+        resolution = f"delivered by a later operation ({self._operation.kind})"
+        resolved = dead_letters.resolve(self._state, self._id, keys, resolution)
         if resolved:
             message = f"{len(resolved)} dead letters were delivered"
             self.remember("resolved", message, {"external_ids": resolved[:NAMED]})

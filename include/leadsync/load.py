@@ -25,7 +25,7 @@ from leadsync.mapping import Mapped, Mapper, MappingFailure, Row, lead_key
 from leadsync.models import Lead, Outcome, Status
 from leadsync.sending import Sender, request_failed
 from leadsync.state import dead_letters, ledger, operations
-from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
+from leadsync.state.dead_letters import MAX_ATTEMPTS, NAMELESS, DeadLetter, Retry
 from leadsync.state.fence import Fence
 from leadsync.state.operations import Counts, LoadLog, Operation
 
@@ -81,7 +81,7 @@ class Load:
         row: LoadLog,
         fence: Fence,
         sender: Sender,
-        reread: Reread,
+        reread: Reread | None,
     ) -> None:
         self._state = state = clients.state
         self._snapshots = clients.snapshots
@@ -167,7 +167,7 @@ class Load:
         try:
             return self._mapper.external_id(row)
         except MappingFailure:
-            return f"row without key {lead_key(line)}"
+            return f"{NAMELESS}{lead_key(line)}"
 
     # Claiming and sending --------------------------------------------------------------------------------------
 
@@ -176,8 +176,11 @@ class Load:
         claims = self._claim_under(self._operation.sequence or 0, items)
         group.unchanged, group.overtaken = list(claims.unchanged), list(claims.overtaken)
         group.items = _to_send(items, claims)
-        if claims.in_doubt:
-            self._refresh(group, [item for item in items if item.mapped.key in claims.in_doubt])
+        if self._reread is None:
+            # A recovery leaves the lead store alone: whoever claimed the newer state answers for it.
+            group.overtaken += claims.in_doubt
+        elif claims.in_doubt:
+            self._refresh(group, self._reread, [item for item in items if item.mapped.key in claims.in_doubt])
 
     def _claim_under(self, sequence: int, items: Sequence[Item]) -> ledger.Claims:
         leads = [(item.mapped.key, item.mapped.digest, item.mapped.external_id) for item in items]
@@ -185,11 +188,11 @@ class Load:
             self._fence.busy()
             return ledger.claim(self._state, self._id, sequence, leads, resend=self._operation.resend)
 
-    def _refresh(self, group: Group, doubtful: Sequence[Item]) -> None:
+    def _refresh(self, group: Group, reread: Reread, doubtful: Sequence[Item]) -> None:
         """Leads that a newer snapshot has claimed but is not known to have delivered: their present state is sent."""
         places = [self._source.columns.index(name) for name in self._source.key]
         rows = [parse_line(item.line) for item in doubtful]
-        sequence, lines = self._reread([[row[place] or "" for place in places] for row in rows])
+        sequence, lines = reread([[row[place] or "" for place in places] for row in rows])
         attempts = {item.mapped.key: item.attempts for item in doubtful}
         chunks = {item.mapped.key: item.chunk for item in doubtful}
         fresh = Group(group.next_chunk)
@@ -315,10 +318,14 @@ class Load:
 
     def _judge_mapping(self, *, all_of: bool = False) -> None:
         """Raises BrokenMapping when too large a share, or in the end all, of the leads became dead letters."""
-        counts, target = self.log.counts, self._target
+        counts, target, kind = self.log.counts, self._target, self._operation.kind
+        if kind == "replay":
+            return  # its leads were refused before: that they are again says nothing of the mapping
         routed = counts.read - counts.not_routed
         many = counts.dead >= target.max_rejected_floor and counts.dead > target.max_rejected * routed
-        if not many and not (all_of and 0 < routed == counts.dead):
+        # A recovery goes over many snapshots, and a reconciliation repairs some leads at a time: neither is to end at
+        # the few that are bad.
+        if not many and not (all_of and kind not in ("recover", "repair") and 0 < routed == counts.dead):
             return
         operations.rewind(self._state, self.log)
         reasons = "; ".join(f"{count} × {why}" for why, count in self._letters.reasons.most_common(3))

@@ -141,14 +141,17 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -
         ):
             # Again: whoever held the lock until now may have got further.
             row = operations.start_load(state, operation, mark.destination_id)
-            counts = Load(clients, pipeline, operation, target, mark.destination_id, row, held, sender, reread).run()
+            again = None if operation.kind == "recover" else reread
+            clients.snapshots.check_columns(operation.snapshot_id, pipeline.source.columns)
+            counts = Load(clients, pipeline, operation, target, mark.destination_id, row, held, sender, again).run()
             operations.end_load(state, row)
     except LeadsyncError as error:
         if not state.broken:
             with state.transaction():
                 operations.end_load(state, row, error)
-                kind = type(error).__name__
-                recovery_log.append(state, pipeline.name, kind, str(error), destination=destination, sync_id=sync_id)
+                recovery_log.append(
+                    state, pipeline.name, error.kind, str(error), destination=destination, sync_id=sync_id
+                )
         raise
     log.info("loaded", destination=destination, **asdict(counts))
     return asdict(counts)

@@ -23,7 +23,7 @@ from leadsync.state.watermark import LastLoad, Watermark
 log = structlog.get_logger(__name__)
 
 # Failures that `check` of the adapter sees: the destination takes part again as soon as it passes.
-PROBED = frozenset({"Unavailable", "RequestFailed", "AccessError", "ConfigError"})
+PROBED = frozenset({"Unavailable", "AccessError", "ConfigError"})
 # Those that it does not see: it is tried again after a while.
 UNSEEN = frozenset({"BrokenMapping", "TransientFailure", "QuotaExceeded"})
 WAIT = timedelta(minutes=15)
@@ -80,7 +80,7 @@ def probe(state: psycopg.Connection[Any], pipeline: Pipeline, mark: Watermark, a
         adapter.check()
     except LeadsyncError as error:
         log.info("still parked", destination=mark.destination, reason=str(error))
-        return type(error).__name__
+        return error.kind
     release(state, pipeline, mark)
     return None
 

@@ -3,13 +3,15 @@
 First over the leads of the lead store in the order of their key, then over the ledger for leads that are gone from the
 lead store. Place, counts and findings of a page are written in one transaction, so whatever stops it, the next try of
 the same run goes on behind the last page that is counted. A page is all that is held in memory.
+
+Its requests are the last in the budget of the CRM's account: they wait for those of the loads, and of a limit per day
+they leave a fifth. What they cost is decided by what is compared: `config.Reconcile`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,8 +22,6 @@ from leadsync import repair
 from leadsync.clients import Clients
 from leadsync.comparison import Comparison, Page
 from leadsync.config import Pipeline
-from leadsync.crm.base import CRMAdapter
-from leadsync.crm.http import Pacer
 from leadsync.errors import ConfigError, LeadsyncError
 from leadsync.mapping import DELETED
 from leadsync.models import Kind
@@ -34,6 +34,7 @@ from leadsync.windows import BEGINNING
 
 log = structlog.get_logger(__name__)
 
+AGAIN = "clear this task: it reads the leads anew"
 # Leads that are read, compared and counted together.
 PAGE = 500
 MERGE_BY_HAND = "a load can't mend doubled records: merge them in the CRM, then reconcile again"
@@ -65,8 +66,7 @@ def run(clients: Clients, pipeline: Pipeline, destination: str, run_id: str, req
             if not state.broken:
                 with state.transaction():
                     reconciliation.end(state, row, error)
-                    kind = type(error).__name__
-                    recovery_log.append(state, pipeline.name, kind, str(error), destination=destination)
+                    recovery_log.append(state, pipeline.name, error.kind, str(error), destination=destination)
             raise
         with state.transaction():
             reconciliation.end(state, row)
@@ -126,7 +126,7 @@ class _Run:
     def go(self) -> None:
         row, scope = self._row, self._row.scope
         self._mend()  # what an earlier try has found and not mended
-        with self._clients.open_store() as store, self._adapter() as adapter:
+        with self._clients.open_store() as store, self._clients.open_adapter(self._mark.destination) as adapter:
             adapter.check()  # a field that the CRM does not know would look as if every lead differed
             target = adapter.destination
             comparison = Comparison(self._clients, self._pipeline, target, self._mark, store, adapter)
@@ -144,14 +144,6 @@ class _Run:
     def _ledger_page(self) -> list[tuple[UUID, str]]:
         after = UUID(self._row.cursor[0]) if self._row.cursor else UUID(int=0)
         return ledger.scan(self._state, self._mark.destination_id, after, PAGE, DELETED)
-
-    @contextmanager
-    def _adapter(self) -> Iterator[CRMAdapter]:
-        """The adapter at a share of the CRM's rate: the rest is for the loads."""
-        with self._clients.open_adapter(self._mark.destination) as adapter:
-            rate = adapter.settings.requests_per_second or adapter.requests_per_second
-            adapter.before_request = Pacer(rate * self._pipeline.reconcile.rate_share).wait
-            yield adapter
 
     def _count(self, page: Page, cursor: list[str]) -> None:
         """Writes a page: what was found, what it adds up to, and where to go on."""

@@ -1,4 +1,4 @@
-"""What a reconciliation was asked to do: its parameters, checked, and the pipelines and destinations it goes over."""
+"""What a reconciliation was asked to do: its parameters, checked, and the destinations that it goes over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from croniter import croniter
 
 from leadsync.config import Pipeline
 from leadsync.errors import ConfigError
-from leadsync.request import moment
+from leadsync.request import check_names, chosen_destinations, moment
 
 PARAMETERS = ("pipeline", "destinations", "since", "until", "sample", "repair")
 
@@ -33,37 +33,38 @@ class Request:
         return self.since is None and self.until is None and self.sample is None
 
 
-def plan(pipelines: Sequence[Pipeline], parameters: Mapping[str, Any], due: datetime | None) -> list[dict[str, str]]:
-    """What a run goes over: `pipeline`, `destination`, and the `name` of both for people.
+def chosen(pipeline: Pipeline, parameters: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a person asked for, an item per destination: `pipeline`, `destination`, and the `name` for people.
 
-    A scheduled run takes the pipelines whose time `due` is. Raises ConfigError for parameters that are wrong.
+    Raises ConfigError for parameters that are wrong.
     """
-    unknown = sorted(set(parameters) - set(PARAMETERS))
-    if unknown:
-        raise ConfigError(f"unknown parameter {unknown[0]!r}; allowed: {', '.join(PARAMETERS)}")
-    chosen = _pipelines(pipelines, parameters.get("pipeline"))
-    wanted = set(parameters.get("destinations") or ())
-    known = {target.name for pipeline in chosen for target in pipeline.destinations}
-    for name in sorted(wanted - known):
-        raise ConfigError(f"`destinations`: there is no {name!r}; allowed: {', '.join(sorted(known))}")
-    for pipeline in chosen:
-        read_request(pipeline, parameters)
-    if due is not None:
-        chosen = [pipeline for pipeline in chosen if _is_due(pipeline, due)]
+    read_request(pipeline, parameters)
+    destinations, _ = chosen_destinations(pipeline, parameters)
+    return [{"pipeline": pipeline.name, "destination": name, "name": name} for name in destinations]
+
+
+def due(pipelines: Sequence[Pipeline], at: datetime) -> list[dict[str, str]]:
+    """The items of the pipelines whose time it is."""
+    found = [each for each in pipelines if each.reconcile.cron and croniter.match(each.reconcile.cron, at)]
     return [
         {
             "pipeline": pipeline.name,
             "destination": target.name,
-            "name": target.name if len(chosen) == 1 else f"{pipeline.name}/{target.name}",
+            "name": target.name if len(found) == 1 else f"{pipeline.name}/{target.name}",
         }
-        for pipeline in chosen
+        for pipeline in found
         for target in pipeline.destinations
-        if target.name in wanted or not wanted
     ]
+
+
+def crons(pipelines: Sequence[Pipeline]) -> list[str]:
+    """When any pipeline is due."""
+    return sorted({pipeline.reconcile.cron for pipeline in pipelines if pipeline.reconcile.cron is not None})
 
 
 def read_request(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Request:
     """The parameters for one pipeline. Raises ConfigError that says which one is wrong and what is allowed."""
+    check_names(parameters, PARAMETERS)
     since, until = moment("since", parameters), moment("until", parameters)
     if since is not None and until is not None and since >= until:
         raise ConfigError(f"`since` ({since.isoformat()}) must be before `until` ({until.isoformat()})")
@@ -73,26 +74,6 @@ def read_request(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Request:
     return Request(
         since, until, _sample(parameters.get("sample")), pipeline.reconcile.repair if repair is None else bool(repair)
     )
-
-
-def crons(pipelines: Sequence[Pipeline]) -> list[str]:
-    """When pipelines are due."""
-    return sorted({pipeline.reconcile.cron for pipeline in pipelines if pipeline.reconcile.cron is not None})
-
-
-def _is_due(pipeline: Pipeline, at: datetime) -> bool:
-    cron = pipeline.reconcile.cron
-    return cron is not None and croniter.match(cron, at)
-
-
-def _pipelines(pipelines: Sequence[Pipeline], name: Any) -> list[Pipeline]:
-    if name is None or name == "":
-        return list(pipelines)
-    chosen = [pipeline for pipeline in pipelines if pipeline.name == name]
-    if not chosen:
-        names = ", ".join(pipeline.name for pipeline in pipelines)
-        raise ConfigError(f"`pipeline`: there is no {name!r}; allowed: {names}")
-    return chosen
 
 
 def _sample(value: Any) -> float | None:

@@ -30,10 +30,14 @@ KEYS_PER_QUERY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Redelivery:
-    """An operation whose snapshot is taken: load it with `operations.load`. `gone` are no more in the lead store."""
+    """An operation whose snapshot is taken: load it with `operations.load`.
+
+    `gone` are no more in the lead store, and `elsewhere` are not routed to the destination (any more).
+    """
 
     operation: Operation
     gone: list[str]
+    elsewhere: list[str]
 
 
 def prepare(
@@ -66,22 +70,26 @@ def prepare(
     )
     target = next(target for target in pipeline.destinations if target.name == destination)
     seen: set[str] = set()
+    elsewhere: list[str] = []
     with clients.open_store() as store:
         store.check()
         state_operations.open_operation(clients.state, operation, run_id)
-        external_id = Mapper(pipeline.source, target).external_id
-        operations.keep_rows(clients, pipeline, operation, _reader(store, keys, external_id, seen))
-    return Redelivery(operation, [each for each in external_ids if each not in seen])
+        reader = _reader(store, keys, Mapper(pipeline.source, target), seen, elsewhere)
+        operations.keep_rows(clients, pipeline, operation, reader)
+    return Redelivery(operation, [each for each in external_ids if each not in seen], elsewhere)
 
 
 def _reader(
-    store: LeadStore, keys: Sequence[Sequence[str]], external_id: Callable[..., str], seen: set[str]
+    store: LeadStore, keys: Sequence[Sequence[str]], mapper: Mapper, seen: set[str], elsewhere: list[str]
 ) -> Callable[[], Iterable[Buffer]]:
     def read() -> Iterator[Buffer]:
         for some in batches(keys, KEYS_PER_QUERY):
             try:
                 for row in store.read(some):
-                    seen.add(external_id(parse_line(bytes(row).decode()[:-1])))
+                    line = parse_line(bytes(row).decode()[:-1])
+                    seen.add(mapper.external_id(line))
+                    if not mapper.routed(line):
+                        elsewhere.append(mapper.external_id(line))
                     yield row
             except psycopg.errors.InvalidTextRepresentation:
                 # The text of the error quotes the value.

@@ -132,7 +132,7 @@ class _Removal:
         row.counts.delivered, row.counts.dead = len(done), len(refused)
         with self._state.transaction():
             ledger.settle(self._state, self._id, sequence, done)
-            dead_letters.resolve(self._state, self._id, [key for key, *_ in done])
+            dead_letters.resolve(self._state, self._id, [key for key, *_ in done], "deleted with the lead")
             if records:
                 part = changes.pack(self._pipeline.source, records)
                 sealed = self._clients.sealer.seal(part, operations.data_context(row.id))

@@ -8,7 +8,6 @@ from uuid import UUID
 from leadsync import operations, redelivery, removal
 from leadsync.clients import Clients
 from leadsync.config import Pipeline
-from leadsync.errors import BrokenMapping
 from leadsync.models import Finding, Kind
 from leadsync.state import ledger, reconciliation, watermark
 from leadsync.state import operations as state_operations
@@ -29,24 +28,15 @@ def mend(
     """
     for kinds, send in (REDELIVERED, _redeliver), ([Kind.HARD_DELETED], removal.remove):
         while len(findings := reconciliation.waiting(clients.state, row, kinds, BATCH)) >= at_least:
-            sync_id = send(
-                clients, pipeline, f"reconcile:{run_id}", destination, [each.external_id for each in findings]
-            )
+            sync_id = send(clients, pipeline, run_id, destination, [each.external_id for each in findings])
             _note(clients, pipeline, destination, row, sync_id, findings)
 
 
 def _redeliver(clients: Clients, pipeline: Pipeline, run_id: str, destination: str, external_ids: Sequence[str]) -> str:
     prepared = redelivery.prepare(clients, pipeline, run_id, "repair", destination, external_ids, resend=True)
     sync_id = prepared.operation.sync_id
-    try:
-        operations.load(clients, pipeline, sync_id, destination)
-    except BrokenMapping:
-        # Of a handful all may well be refused: they are dead letters, and the rest goes on.
-        target = next(target for target in pipeline.destinations if target.name == destination)
-        if len(external_ids) >= target.max_rejected_floor:
-            raise
-    else:
-        operations.commit(clients, pipeline, [sync_id])
+    operations.load(clients, pipeline, sync_id, destination)
+    operations.commit(clients, pipeline, [sync_id])
     return sync_id
 
 

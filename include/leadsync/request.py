@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,14 +35,25 @@ def read_request(pipeline: Pipeline, parameters: Mapping[str, Any]) -> Request:
         raise ConfigError(f"`since` ({since.isoformat()}) must be before `until` ({until.isoformat()})")
     if since is not None and since > datetime.now(UTC):
         raise ConfigError(f"`since` ({since.isoformat()}) is in the future: there is nothing to deliver yet")
+    flags = {flag: bool(parameters.get(flag)) for flag in ("resend", "dry_run")}
+    destinations, named = chosen_destinations(pipeline, parameters)
+    return Request(since, until, destinations, named=named, **flags)
+
+
+def chosen_destinations(pipeline: Pipeline, parameters: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """The destinations that take part, in the order of the pipeline file, and whether a person named them."""
     names = [target.name for target in pipeline.destinations]
     wanted = tuple(parameters.get("destinations") or ())
     for name in wanted:
         if name not in names:
             raise ConfigError(f"`destinations`: there is no {name!r}; allowed: {', '.join(names)}")
-    flags = {flag: bool(parameters.get(flag)) for flag in ("resend", "dry_run")}
-    chosen = tuple(name for name in names if name in wanted or not wanted)
-    return Request(since, until, chosen, named=bool(wanted), **flags)
+    return tuple(name for name in names if name in wanted or not wanted), bool(wanted)
+
+
+def check_names(parameters: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raises ConfigError for a parameter that there is not: a slip of the pen must not mean "all"."""
+    for name in sorted(set(parameters) - set(allowed)):
+        raise ConfigError(f"unknown parameter {name!r}; allowed: {', '.join(allowed)}")
 
 
 def moment(name: str, parameters: Mapping[str, Any]) -> datetime | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,29 @@ import psycopg
 import redis
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.providers.redis.hooks.redis import RedisHook
-from airflow.sdk import BaseHook, CronDataIntervalTimetable, Param, RetryPolicy, Variable
+from airflow.sdk import BaseHook, CronDataIntervalTimetable, MultipleCronTriggerTimetable, Param, RetryPolicy, Variable
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
-from leadsync import operations
+from leadsync import operations, reconcile, reconcile_request, recover, replay
+from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Pipeline
+from leadsync.config import Pipeline, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
-from leadsync.errors import ConfigError, FailNow, LeadsyncError, TryAgain, Unavailable
+from leadsync.errors import (
+    ConfigError,
+    FailNow,
+    LeadsyncError,
+    RefusedAgain,
+    SnapshotError,
+    TryAgain,
+    Unavailable,
+)
 from leadsync.request import Request, moment, read_request
 from leadsync.sealing import Sealer
-from leadsync.snapshot import SnapshotStore
+from leadsync.snapshot import AGAIN, SnapshotStore
 from leadsync.source import APPLICATION_NAME, LeadStore, Window
 from leadsync.windows import BEGINNING
 
@@ -74,7 +83,6 @@ def timetable(pipeline: Pipeline) -> CronDataIntervalTimetable | None:
 
 def parameters(pipeline: Pipeline) -> dict[str, Param]:
     """The trigger form."""
-    names = [target.name for target in pipeline.destinations]
     return {
         "since": Param(
             None,
@@ -85,16 +93,42 @@ def parameters(pipeline: Pipeline) -> dict[str, Param]:
         "until": Param(
             None, type=["null", "string"], format="date-time", description="End of the backfill; empty: now."
         ),
-        "destinations": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string", "enum": names},
-            examples=names,
-            description="Only these CRMs; empty: all.",
-        ),
+        "destinations": _destinations([pipeline]),
         "resend": Param(False, type="boolean", description="Send also what the ledger shows as delivered."),
         "dry_run": Param(False, type="boolean", description="Send and write nothing, only report what would happen."),
     }
+
+
+def target_parameters() -> dict[str, Param]:
+    """Those with which the DAGs that serve all pipelines ask for one of them."""
+    pipelines = known_pipelines()
+    names: list[str | None] = [pipeline.name for pipeline in pipelines]
+    default = names[0] if len(names) == 1 else None
+    options = names if default else [None, *names]
+    return {
+        "pipeline": Param(default, type=["null", "string"], enum=options, description="Whose leads."),
+        "destinations": _destinations(pipelines),
+    }
+
+
+def _destinations(pipelines: Sequence[Pipeline]) -> Param:
+    names = sorted({target.name for pipeline in pipelines for target in pipeline.destinations})
+    return Param(
+        None,
+        type=["null", "array"],
+        items={"type": "string", "enum": names},
+        examples=names,
+        description="Only these CRMs; empty: all.",
+    )
+
+
+def known_pipelines() -> list[Pipeline]:
+    """All pipelines whose file is right; what is wrong with another one is the import error of its own DAG."""
+    found = []
+    for path in sorted(PIPELINES.glob("*.yaml")):
+        with suppress(ConfigError):
+            found.append(load_pipeline(path))
+    return found
 
 
 def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
@@ -106,7 +140,12 @@ def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
     run = context["dag_run"]
     request = _request(pipeline, run)
     with clients(pipeline) as using, using.open_store() as store:
-        names = {"destinations": list(request.destinations), "resend": request.resend, "dry_run": request.dry_run}
+        names = {
+            "kind": "run" if request.since is None else "backfill",
+            "destinations": list(request.destinations),
+            "resend": request.resend,
+            "dry_run": request.dry_run,
+        }
         if request.dry_run:
             plans = operations.look(using, store, pipeline, request)
             return {
@@ -135,7 +174,7 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
 
     A destination that is parked is probed instead, and its task instance skipped.
     """
-    with clients(pipeline) as using:
+    with clients(pipeline, _lane(opened, context)) as using:
         if destination in opened["parked"]:
             waiting, because = opened["parked"][destination], operations.probe(using, pipeline, destination)
             state = (
@@ -155,6 +194,12 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
         return dict(counts)
 
 
+def _lane(opened: Mapping[str, Any], context: Any) -> Lane:
+    if opened["kind"] == "backfill":
+        return Lane.BULK
+    return Lane.RETRY if context["ti"].try_number > 1 else Lane.NEW
+
+
 def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str, str]:
     """Moves the watermarks to the ends of the windows, once every load of the run has succeeded; returns what moved."""
     if opened["dry_run"]:
@@ -162,6 +207,89 @@ def commit_watermark(pipeline: Pipeline, opened: Mapping[str, Any]) -> dict[str,
     with clients(pipeline) as using:
         moved = operations.commit(using, pipeline, [operation["sync_id"] for operation in opened["operations"]])
         return {name: upper.isoformat() for name, upper in moved.items()}
+
+
+def choose_letters(context: Context) -> list[dict[str, Any]]:
+    """What is to be replayed, an item per destination: as asked for or, by the schedule, what is marked as mended."""
+    run = context["dag_run"]
+    if run.run_type == "scheduled":
+        with _clear_errors(), _database(STATE) as state:
+            found = replay.marked(state, known_pipelines())
+    else:
+        pipeline, conf = _asked(run)
+        with clients(pipeline) as using:
+            found = replay.choose(using.state, pipeline, conf, run.triggering_user_name)
+        if conf.get("mended"):
+            return found
+    if not found:
+        raise AirflowSkipException("nothing to do: there is no such open dead letter")
+    return found
+
+
+def replay_letters(item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """Replays one item and returns the counts."""
+    return _redeliver(replay, "refused again", item, context)
+
+
+def choose_snapshots(context: Context) -> list[dict[str, Any]]:
+    """What is to be recovered, an item per destination."""
+    pipeline, conf = _asked(context["dag_run"])
+    with clients(pipeline, again=recover.AGAIN) as using:
+        return recover.choose(using, pipeline, conf)
+
+
+def recover_snapshots(item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """Recovers one item and returns the counts."""
+    return _redeliver(recover, "refused", item, context)
+
+
+def choose_destinations(context: Context) -> list[dict[str, str]]:
+    """What is to be reconciled, an item per destination: as asked for or, by the schedule, the pipelines due now."""
+    run = context["dag_run"]
+    if run.run_type == "scheduled":
+        return reconcile_request.due(known_pipelines(), run.logical_date)
+    return reconcile_request.chosen(*_asked(run))
+
+
+def reconcile_destination(item: Mapping[str, str], context: Any) -> dict[str, int]:
+    """Reconciles one destination and returns the counts; what was found goes into the label."""
+    run, pipeline = context["dag_run"], load_pipeline(PIPELINES / f"{item['pipeline']}.yaml")
+    request = reconcile_request.read_request(pipeline, dict(run.conf or {}))
+    with clients(pipeline, again=reconcile.AGAIN) as using:
+        counts = reconcile.run(using, pipeline, item["destination"], run.run_id, request)
+    context["label"] = f"{item['name']}: {reconcile.describe(counts)}"[:LONGEST_LABEL]
+    return counts
+
+
+def reconcile_times() -> MultipleCronTriggerTimetable | None:
+    """Whenever a pipeline is due."""
+    crons = reconcile_request.crons(known_pipelines())
+    return MultipleCronTriggerTimetable(*crons, timezone="UTC") if crons else None
+
+
+def _redeliver(verb: Any, refused: str, item: Mapping[str, Any], context: Any) -> dict[str, int]:
+    """What stands out goes into the label, also a failure that is a result."""
+    run, destination = context["dag_run"], item["destination"]
+    pipeline = load_pipeline(PIPELINES / f"{item['pipeline']}.yaml")
+    with clients(pipeline, again=verb.AGAIN) as using:
+        try:
+            counts: dict[str, int] = verb.run(using, pipeline, run.run_id, item, run.triggering_user_name)
+        except (RefusedAgain, SnapshotError) as error:
+            head = str(error).partition(";")[0].removeprefix(f"{destination}: ")
+            context["label"] = f"{destination}: {head}"[:LONGEST_LABEL]
+            raise
+    if counts["dead"]:
+        context["label"] = f"{destination}: {counts['dead']} of {counts['read']} {refused}"
+    return counts
+
+
+def _asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline that a person chose, and the parameters."""
+    conf, pipelines = dict(run.conf or {}), {pipeline.name: pipeline for pipeline in known_pipelines()}
+    name = conf.get("pipeline") or (next(iter(pipelines)) if len(pipelines) == 1 else None)
+    if name not in pipelines:
+        raise ConfigError(f"`pipeline`: choose one of {', '.join(pipelines)}")
+    return pipelines[name], conf
 
 
 def _window(sync_id: str | None, window: Window, destinations: Sequence[str]) -> dict[str, Any]:
@@ -182,7 +310,7 @@ def _request(pipeline: Pipeline, run: Any) -> Request:
 
 
 @contextmanager
-def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
+def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAdapter]:
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     if target is None:
         raise ConfigError(f"the pipeline file has no destination {destination!r} any more; clear `extract` of this run")
@@ -198,11 +326,8 @@ def _adapter(pipeline: Pipeline, destination: str) -> Iterator[CRMAdapter]:
         password=connection.password or "",
         extra=connection.extra_dejson,
     )
-    adapter = registry.build(target, endpoint)
-    try:
+    with _redis() as client, closing(registry.build(target, endpoint, budget=Budget(client, lane))) as adapter:
         yield adapter
-    finally:
-        adapter.close()
 
 
 @contextmanager
@@ -261,12 +386,15 @@ def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
 
 
 @contextmanager
-def clients(pipeline: Pipeline) -> Iterator[Clients]:
-    """All that a task works with; errors of databases are named by their reaction on the way out."""
+def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> Iterator[Clients]:
+    """All that a task works with, its requests in this lane; errors of databases leave it named by their reaction.
+
+    `again` is what a person does when a snapshot is lost.
+    """
     with _clear_errors(), _database(STATE) as state, _redis() as client:
         sealer = _sealer()
-        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600))
-        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline))
+        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
+        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))
 
 
 @contextmanager

@@ -18,6 +18,10 @@ FAILURES_IN_A_ROW = 3
 REQUEST_FAILURES = {"timeout", "connection", "malformed_reply"}
 
 
+class _Ended(FenceLost):
+    """Nothing more is sent in this try; why is known already."""
+
+
 class Sender:
     """A pool of senders for one load; the adapter asks it before every request."""
 
@@ -50,8 +54,8 @@ class Sender:
 
     def before_request(self) -> None:
         """Raises FenceLost when nothing more may be sent."""
-        if self._stopping.is_set():
-            raise FenceLost("the load has ended; nothing more is sent")
+        if self._stopping.is_set() or self.stopped:
+            raise _Ended("the load has ended; nothing more is sent")
         self._fence.check()
 
     def send(self, leads: Sequence[Lead], *, delete: bool) -> Future[list[Outcome]]:
@@ -78,6 +82,8 @@ class Sender:
             return []
         try:
             outcomes = self.adapter.deliver(leads, delete=delete)
+        except _Ended:
+            return []
         except LeadsyncError as error:
             with self._lock:
                 self.error = self.error or error

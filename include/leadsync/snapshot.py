@@ -13,7 +13,7 @@ from typing import cast
 import orjson
 import redis
 
-from leadsync.errors import SnapshotError
+from leadsync.errors import RedisAway, SnapshotError
 from leadsync.sealing import Sealer
 
 CHUNK_BYTES = 1 << 20
@@ -32,13 +32,16 @@ class Manifest:
 
 
 class SnapshotStore:
-    """Snapshots of one pipeline. Raises SnapshotError for all that a person has to know."""
+    """Snapshots of one pipeline. Raises SnapshotError for all that a person has to know; `again` is what to do then."""
 
-    def __init__(self, client: redis.Redis, sealer: Sealer, pipeline: str, ttl_seconds: int) -> None:
+    def __init__(
+        self, client: redis.Redis, sealer: Sealer, pipeline: str, ttl_seconds: int, again: str = AGAIN
+    ) -> None:
         self._redis = client
         self._sealer = sealer
         self._prefix = f"leadsync:{pipeline}:snapshot"
         self._ttl = ttl_seconds
+        self._again = again
 
     def write(
         self, snapshot_id: str, rows: Iterable[bytes | bytearray | memoryview], sequence: int, columns: tuple[str, ...]
@@ -70,6 +73,14 @@ class SnapshotStore:
         data = orjson.loads(self._open(f"{self._prefix}:{snapshot_id}:manifest"))
         return Manifest(**{**data, "columns": tuple(data["columns"])})
 
+    def check_columns(self, snapshot_id: str, columns: tuple[str, ...]) -> None:
+        """Raises SnapshotError unless the lines have these columns, in this order."""
+        if self.manifest(snapshot_id).columns != columns:
+            raise SnapshotError(
+                f"the `columns` of the pipeline file have changed since the snapshot {snapshot_id} was taken; "
+                f"{self._again}"
+            )
+
     def chunk(self, snapshot_id: str, index: int) -> bytes:
         """One chunk: whole COPY lines."""
         return self._open(f"{self._prefix}:{snapshot_id}:{index}")
@@ -94,12 +105,12 @@ class SnapshotStore:
         except redis.exceptions.OutOfMemoryError:
             raise SnapshotError(
                 "Redis (connection leadsync_redis) is full: raise `maxmemory` or shorten `snapshot_ttl_hours`, "
-                f"then {AGAIN}"
+                f"then {self._again}"
             ) from None
         except redis.RedisError as error:
             raise SnapshotError(
                 f"Redis (connection leadsync_redis) did not take the snapshot ({type(error).__name__}); "
-                f"once it is back {AGAIN}"
+                f"once it is back {self._again}"
             ) from None
         return blob
 
@@ -107,12 +118,13 @@ class SnapshotStore:
         try:
             blob = self._redis.get(key)
         except redis.RedisError as error:
-            raise SnapshotError(
-                f"Redis (connection leadsync_redis) can't be read ({type(error).__name__}); once it is back {AGAIN}"
+            raise RedisAway(
+                f"Redis (connection leadsync_redis) can't be read ({type(error).__name__}); "
+                f"once it is back {self._again}"
             ) from None
         if blob is None:
-            raise SnapshotError(f"the snapshot key {key} is gone from Redis (expired, evicted or lost); {AGAIN}")
+            raise SnapshotError(f"the snapshot key {key} is gone from Redis (expired, evicted or lost); {self._again}")
         try:
             return self._sealer.open(cast(bytes, blob), key)
         except SnapshotError as error:
-            raise SnapshotError(f"{error}; {AGAIN}") from None
+            raise SnapshotError(f"{error}; {self._again}") from None

@@ -59,7 +59,7 @@ class Airflow:
         self.until(lambda: self.stack.api("GET", f"/dags/{other.dag}").ok, f"no DAG {other.dag}")
         return other
 
-    def until(self, done: Callable[[], bool], complaint: str, *, seconds: float = 60) -> None:
+    def until(self, done: Callable[[], bool], complaint: str, *, seconds: float = 150) -> None:
         """Waits until something is so."""
         until = time.monotonic() + seconds
         while not done():
@@ -74,7 +74,7 @@ class Airflow:
         assert reply.ok, reply.text
         return str(reply.json()["dag_run_id"])
 
-    def wait(self, run_id: str, *, seconds: float = 120) -> str:
+    def wait(self, run_id: str, *, seconds: float = 240) -> str:
         """The state in which a run ended."""
 
         def state() -> str:

@@ -84,7 +84,7 @@ def test_a_crm_that_is_down_for_a_whole_run_gets_everything_from_the_next(airflo
     fill(airflow, "AWAY", 10)
     airflow.simulators["salesforce"].faults(down=True)
     lost = airflow.trigger()
-    assert airflow.wait(lost, seconds=180) == "failed"
+    assert airflow.wait(lost) == "failed"
     tasks = airflow.tasks(lost)
     assert (tasks["hubspot"]["state"], tasks["salesforce"]["state"]) == ("success", "failed")
     assert tasks["salesforce"]["try_number"] == 4

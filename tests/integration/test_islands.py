@@ -126,7 +126,7 @@ def test_a_destination_that_keeps_failing_is_parked_and_the_others_move_on(world
         assert world.watermark("salesforce") is None
         lead_store.insert(world.hive, "MORE", "Li")
         assert world.run()["hubspot"]["read"] == 1  # the window is small again
-        assert operations.probe(world.clients, world.pipeline, "salesforce") == "RequestFailed"
+        assert operations.probe(world.clients, world.pipeline, "salesforce") == "Unavailable"
         assert world.open().parked == {"salesforce": 31}
     finally:
         world.simulators["salesforce"].start()

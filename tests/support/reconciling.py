@@ -1,21 +1,15 @@
-"""What the tests of reconciliation share; as a program it reconciles in a process of its own, to be killed."""
+"""What the tests of reconciliation share."""
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import psycopg
-import redis
 
 from demo import lead_store
 from leadsync import reconcile
 from leadsync.clients import Clients
 from leadsync.reconcile_request import Request
 from tests.contract.calls import CONTACTS, Client
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 ALL = Request(sample=1)
@@ -95,16 +89,3 @@ def tamper(world: World, crm: str) -> dict[str, str]:
         "A\\:B:1": "wrongly_deleted", "A\\:B:2": "changed_by_hand", "A\\:B:3": "stale", "A\\:B:4": "wrongly_alive",
         "A\\:B:105": "missing", "A\\:B:6": "hard_deleted",
     }  # fmt: skip
-
-
-def main(database: str, state: str, valkey: str, crm: str, url: str, run_id: str, page: str) -> None:
-    """One reconciliation with repair."""
-    simulator = Simulator(crm, Path())
-    simulator.url = url
-    reconcile.PAGE = int(page)
-    with psycopg.connect(state, autocommit=True) as connection, redis.Redis(port=int(valkey)) as client:
-        check(World(database, connection, client, {crm: simulator}), crm, REPAIR, run_id)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

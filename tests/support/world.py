@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +30,7 @@ from leadsync.source import LeadStore
 from tests.support.simulators import Simulator
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
+KEY = base64.b64encode(bytes(32)).decode()
 SETTINGS = {"read_timeout": 1, "connect_timeout": 1, "requests_per_second": 1000}
 
 
@@ -40,7 +43,8 @@ class World:
         self.dsn = dsn
         self.state = state
         self.simulators = simulators
-        self.sealer = Sealer(base64.b64encode(bytes(32)).decode())
+        self.sealer = Sealer(KEY)
+        self.redis = client
         self.hive = psycopg.connect(dsn, autocommit=True)
         targets = [
             target.model_copy(update={"settings": SETTINGS, "max_rejected_floor": 5})
@@ -71,6 +75,30 @@ class World:
     @property
     def clients(self) -> Clients:
         return Clients(self.state, self.sealer, self.snapshots, self.store, self.adapter)
+
+    @contextmanager
+    def others(self) -> Iterator[Clients]:
+        """Clients of their own, for a thread or a process beside the test's."""
+        with psycopg.connect(self.state.info.dsn, autocommit=True) as state:
+            sealer = Sealer(KEY)
+            snapshots = SnapshotStore(self.redis, sealer, self.pipeline.name, 3600)
+            yield Clients(state, sealer, snapshots, self.store, self.adapter)
+
+    @contextmanager
+    def process(self, work: Callable[[Clients], object]) -> Iterator[int]:
+        """Does work in a process of its own and yields its pid; killed at the end, if it has not ended."""
+        child = os.fork()
+        if child == 0:
+            try:
+                with self.others() as clients:
+                    work(clients)
+            finally:
+                os._exit(0)
+        try:
+            yield child
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
     def open(self, run_id: str | None = None, **parameters: Any) -> operations.Opened:
         request = read_request(self.pipeline, parameters)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leadsync.budget import Limit
 from leadsync.config import Destination
 from leadsync.crm import registry
 from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, excerpt
@@ -22,7 +23,7 @@ class Programmed(CRMAdapter):
     name = "programmed"
     label = "Programmed"
     max_batch = 10
-    requests_per_second = 1000
+    limits = (Limit(1000, 1),)
     delete_modes = frozenset({"delete"})
 
     def __init__(self, crm: Callable[[Sequence[Lead]], list[Outcome]]) -> None:

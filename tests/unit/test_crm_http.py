@@ -40,7 +40,7 @@ class Client:
         self.slept: list[float] = []
         self.asked = 0
         self.http = HTTPClient(
-            "CRM", requests_per_second=1000, connect_timeout=0.5, read_timeout=0.3, before_request=self._ask,
+            "CRM", pace=Pacer(1000), connect_timeout=0.5, read_timeout=0.3, before_request=self._ask,
             explain=explain, sleep=self.slept.append,
         )  # fmt: skip
         self.credentials = StaticToken("CRM", Access(url, TOKEN))
@@ -253,7 +253,7 @@ def test_a_lost_fence_stops_everything(script: Scripted) -> None:
         raise FenceLost("lost")
 
     http = HTTPClient(
-        "CRM", requests_per_second=9, connect_timeout=1, read_timeout=1, before_request=lost, explain=lambda reply: None
+        "CRM", pace=Pacer(9), connect_timeout=1, read_timeout=1, before_request=lost, explain=lambda reply: None
     )
     with pytest.raises(FenceLost):
         http.request("GET", "/", StaticToken("CRM", Access(script.url, "t")))

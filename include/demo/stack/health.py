@@ -48,10 +48,10 @@ def call(layout: Layout, method: str, path: str, **more: Any) -> requests.Respon
     """One call of Airflow's REST API as `admin`; `path` is what follows /api/v2."""
     with _session() as session:
         login = {"username": "admin", "password": layout.ui_password}
-        answer = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=10)
+        answer = session.post(f"{layout.ui_url}/auth/token", json=login, timeout=60)
         answer.raise_for_status()
         headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-        return session.request(method, f"{layout.ui_url}/api/v2{path}", headers=headers, timeout=30, **more)
+        return session.request(method, f"{layout.ui_url}/api/v2{path}", headers=headers, timeout=60, **more)
 
 
 def _valkey(layout: Layout) -> str | None:

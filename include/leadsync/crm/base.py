@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leadsync.budget import Account, Budget, Limit, account_key, rate
 from leadsync.config import Destination
 from leadsync.crm import values
-from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed, StaticToken
+from leadsync.crm.http import Access, Credentials, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
 from leadsync.models import Lead, Outcome, Record, Status
 
@@ -44,7 +45,20 @@ class Settings(BaseModel):
 
     connect_timeout: float = Field(5, gt=0, le=60, description="seconds to wait for a connection")
     read_timeout: float = Field(30, gt=0, le=600, description="seconds to wait for an answer")
-    requests_per_second: float | None = Field(None, gt=0, description="instead of the vendor's limit")
+    requests_per_second: float | None = Field(None, gt=0, description="instead of the limits of up to a minute")
+    requests_per_day: int | None = Field(None, gt=0, description="instead of the longer limits, in any 24 hours")
+    # The account's other users (people's own tools, other integrations) count against the same limits. A twentieth
+    # lets them log in and work, and is hardly missed; 0 for an account that is Leadsync's alone.
+    reserve: float = Field(0.05, ge=0, lt=1, description="share of each limit that is left for others")
+
+    def limits(self, published: Sequence[Limit]) -> list[Limit]:
+        """The vendor's limits with those replaced that a setting stands for."""
+        limits = list(published)
+        if self.requests_per_second is not None:
+            limits = [limit for limit in limits if not limit.spaced] + [Limit(self.requests_per_second, 1)]
+        if self.requests_per_day is not None:
+            limits = [limit for limit in limits if limit.spaced] + [Limit(self.requests_per_day, 86_400)]
+        return limits
 
 
 class BatchRefused(FailNow):
@@ -67,15 +81,23 @@ class CRMAdapter(ABC):
     name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
     label: ClassVar[str]  # the vendor's name
     max_batch: ClassVar[int]
-    requests_per_second: ClassVar[float]
+    limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
     before_request: Callable[[], None]  # asked before every request; raises when nothing more may be sent
 
     def __init__(
-        self, destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+        self,
+        destination: Destination,
+        endpoint: Endpoint,
+        *,
+        before_request: Callable[[], None] = lambda: None,
+        budget: Budget | None = None,
     ) -> None:
-        """Raises ConfigError when the settings or the address are wrong. Connects to nothing."""
+        """Without a `budget` that all share, requests are paced for this adapter alone.
+
+        Raises ConfigError when the settings or the address are wrong. Connects to nothing.
+        """
         settings = validated_settings(type(self), destination)
         address = urlsplit(endpoint.url)
         if address.scheme not in ("http", "https") or not address.hostname or address.username or address.query:
@@ -85,14 +107,21 @@ class CRMAdapter(ABC):
         self.settings: Any = settings
         self.before_request = before_request
         self.who = f"{self.label} (connection {destination.conn_id})"
+        limits = settings.limits(self.limits)
+        account = None
+        if budget is not None:
+            key = account_key(endpoint.url, endpoint.login, endpoint.password)
+            account = Account(budget, self.who, key, limits, settings.reserve, lambda: self.before_request())
         self.http = HTTPClient(
             self.who,
-            requests_per_second=settings.requests_per_second or self.requests_per_second,
+            pace=account or Pacer(rate(limits, settings.reserve)),
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
             before_request=lambda: self.before_request(),
             explain=self.explain,
         )
+        if account is not None:
+            self.http.throttled, self.http.sleep = account.throttled, account.sleep
         self.credentials = self.make_credentials()
 
     @property

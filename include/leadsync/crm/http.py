@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from leadsync.errors import AccessError, LeadsyncError, Unavailable
+from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded, Unavailable
 
 if TYPE_CHECKING:
     import requests
@@ -114,8 +114,13 @@ class StaticToken:
         raise AccessError(f"{self._who} refuses the token (401): put a valid one into the connection's password")
 
 
+class Pace(Protocol):
+    def wait(self) -> None:
+        """Returns when one more request may be sent."""
+
+
 class Pacer:
-    """Spaces requests evenly, so that no window of the vendor's sees more than its limit; shared by all threads."""
+    """Spaces the requests of one process evenly, where there is no budget that all share; for all its threads."""
 
     def __init__(
         self, rate: float, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -139,15 +144,17 @@ class Pacer:
 class HTTPClient:
     """One per adapter, used by all its threads.
 
-    `before_request` is asked last before every request leaves, logins and repeats included. `explain` turns a
-    vendor's error reply into what to raise, or None for the general rules. `sleep` waits out short throttling.
+    `pace` is waited for, and then `before_request` asked last, before every request leaves, logins and repeats
+    included. `explain` turns a vendor's error reply into what to raise, or None for the general rules. `sleep` waits
+    out short throttling. `throttled` is told for how many seconds the CRM wants no requests, and whether that is
+    because of a spent quota.
     """
 
     def __init__(
         self,
         who: str,
         *,
-        requests_per_second: float,
+        pace: Pace,
         connect_timeout: float,
         read_timeout: float,
         before_request: Callable[[], None],
@@ -156,10 +163,11 @@ class HTTPClient:
     ) -> None:
         self._who = who
         self._timeouts = (connect_timeout, read_timeout)
-        self._pacer = Pacer(requests_per_second)
+        self._pace = pace
         self._before_request = before_request
         self._explain = explain
         self.sleep = sleep
+        self.throttled: Callable[[float, bool], None] = lambda seconds, spent: None
         self._session = _session()
 
     @property
@@ -205,6 +213,10 @@ class HTTPClient:
             # What was throttled was not processed, so it may be sent again.
             wait = FIRST_WAIT * 4 ** (tries - 1) if reply.retry_after is None else reply.retry_after
             throttled = reply.status == 429 and isinstance(error, RequestFailed)
+            if throttled:
+                self.throttled(wait, False)
+            elif isinstance(error, QuotaExceeded) and reply.retry_after is not None:
+                self.throttled(reply.retry_after, True)
             if not throttled or wait > LONGEST_WAIT or tries == TRIES:
                 raise error
             self.sleep(wait)
@@ -226,7 +238,7 @@ class HTTPClient:
         headers = {"Accept": "application/json", "User-Agent": "leadsync"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        self._pacer.wait()
+        self._pace.wait()
         self._before_request()
         deadline = time.monotonic() + self.longest_request - self._timeouts[1]
         try:

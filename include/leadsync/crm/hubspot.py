@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from leadsync.budget import Limit
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Reply, RequestFailed
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
@@ -82,7 +83,8 @@ class HubSpot(CRMAdapter):
     name = "hubspot"
     label = "HubSpot"
     max_batch = 100
-    requests_per_second = 10.0  # 100 in 10 s (Free, Starter); Professional and Enterprise take 19
+    # Free and Starter; Professional and Enterprise take 190 in 10 s and 650,000 or 1,000,000 a day.
+    limits = (Limit(100, 10), Limit(250_000, 86_400))
     delete_modes = frozenset({"archive", "field"})
     settings_model: ClassVar[type[Settings]] = HubSpotSettings
 

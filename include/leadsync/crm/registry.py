@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from leadsync import crm
+from leadsync.budget import Budget
 from leadsync.config import Destination, Pipeline
 from leadsync.crm.base import NAME, CRMAdapter, Endpoint, validated_settings
 from leadsync.errors import ConfigError
@@ -53,11 +54,15 @@ def check_pipeline(pipeline: Pipeline) -> None:
 
 
 def build(
-    destination: Destination, endpoint: Endpoint, *, before_request: Callable[[], None] = lambda: None
+    destination: Destination,
+    endpoint: Endpoint,
+    *,
+    before_request: Callable[[], None] = lambda: None,
+    budget: Budget | None = None,
 ) -> CRMAdapter:
     """The adapter for one destination. Raises ConfigError; connects to nothing."""
     check_destination(destination)
-    return adapter_class(destination.adapter)(destination, endpoint, before_request=before_request)
+    return adapter_class(destination.adapter)(destination, endpoint, before_request=before_request, budget=budget)
 
 
 def _find(module: str) -> type[CRMAdapter] | None:

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from leadsync.budget import Limit
 from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
 from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
@@ -144,7 +145,9 @@ class Salesforce(CRMAdapter):
     name = "salesforce"
     label = "Salesforce"
     max_batch = 200
-    requests_per_second = 20.0  # Salesforce limits requests per day, not per second; this keeps us a good neighbour
+    # Salesforce limits requests in 24 hours: 100,000 and more with each licence (Developer Edition: 15,000). It has no
+    # limit per second; ours keeps us a good neighbour.
+    limits = (Limit(20, 1), Limit(100_000, 86_400))
     delete_modes = frozenset({"delete", "field"})
     settings_model: ClassVar[type[Settings]] = SalesforceSettings
 

@@ -10,6 +10,8 @@ from uuid import UUID
 import psycopg
 
 MAX_ATTEMPTS = 3
+# How the external id of a row begins that has none since a key column is NULL. Nothing can find such a row by it.
+NAMELESS = "row without key "
 
 # One more failure of each lead; how many it has had in this operation.
 QUEUE_RETRIES: LiteralString = """
@@ -36,11 +38,22 @@ SELECT lead_key FROM leadsync.dead_letter
  WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND resolved_at IS NULL
 """
 
-# A dead letter is resolved by itself when a later run delivers the lead.
+# A dead letter is resolved by itself when the lead is delivered, in a state that is no older than the letter's.
 RESOLVE: LiteralString = """
+UPDATE leadsync.dead_letter l
+   SET resolved_at = now(), updated_at = now(), resolution = %(resolution)s
+  FROM leadsync.delivery d
+ WHERE l.destination_id = %(destination)s AND l.lead_key = ANY (%(lead_keys)s) AND l.resolved_at IS NULL
+   AND d.destination_id = l.destination_id AND d.lead_key = l.lead_key AND d.sequence >= l.sequence
+RETURNING l.external_id
+"""
+
+# For leads that will not be delivered any more. What was written or renewed since they were looked at stays open.
+CLOSE: LiteralString = """
 UPDATE leadsync.dead_letter
-   SET resolved_at = now(), updated_at = now(), resolution = 'delivered by a later run'
+   SET resolved_at = now(), updated_at = now(), resolution = %(resolution)s
  WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND resolved_at IS NULL
+   AND sequence < %(sequence)s
 RETURNING external_id
 """
 
@@ -123,12 +136,24 @@ def open_among(connection: psycopg.Connection[Any], destination: int, lead_keys:
     return {row[0] for row in connection.execute(OPEN_AMONG, values)}
 
 
-def resolve(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> list[str]:
-    """Closes the open dead letters of leads that were delivered; returns their external ids."""
+def resolve(
+    connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID], resolution: str
+) -> list[str]:
+    """Closes the open dead letters of leads that were delivered and settled; returns their external ids."""
     if not lead_keys:
         return []
-    values = {"destination": destination, "lead_keys": list(lead_keys)}
+    values = {"destination": destination, "lead_keys": list(lead_keys), "resolution": resolution}
     return [row[0] for row in connection.execute(RESOLVE, values)]
+
+
+def close(
+    connection: psycopg.Connection[Any], destination: int, sequence: int, lead_keys: Sequence[UUID], resolution: str
+) -> list[str]:
+    """Closes the open dead letters of leads that had nothing to deliver under `sequence`; returns external ids."""
+    if not lead_keys:
+        return []
+    values = {"destination": destination, "sequence": sequence, "lead_keys": list(lead_keys), "resolution": resolution}
+    return [row[0] for row in connection.execute(CLOSE, values)]
 
 
 def bury(

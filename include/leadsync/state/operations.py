@@ -11,10 +11,13 @@ import psycopg
 from leadsync.errors import LeadsyncError, QuotaExceeded
 
 # A re-run of `extract` opens new operations, and those of the run's earlier try end with their windows and snapshots.
+# Runs of other DAGs may have the same id.
 SUPERSEDE: LiteralString = """
 UPDATE leadsync.sync_operation SET superseded_at = now()
- WHERE pipeline = %(pipeline)s AND run_id = %(run_id)s AND superseded_at IS NULL
+ WHERE pipeline = %(pipeline)s AND run_id = %(run_id)s AND kind IN ('run', 'backfill') AND superseded_at IS NULL
 """
+
+SUPERSEDE_ONE: LiteralString = "UPDATE leadsync.sync_operation SET superseded_at = now() WHERE sync_id = %(sync_id)s"
 
 OPEN: LiteralString = """
 INSERT INTO leadsync.sync_operation
@@ -24,11 +27,12 @@ VALUES (%(sync_id)s, %(snapshot_id)s, %(pipeline)s, %(run_id)s, %(kind)s, %(lowe
         %(resend)s, %(sequence)s, %(rows)s)
 """
 
-READ: LiteralString = """
+SELECT: LiteralString = """
 SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
-       rows_read, superseded_at IS NOT NULL
-  FROM leadsync.sync_operation WHERE sync_id = %(sync_id)s
+       rows_read, superseded_at IS NOT NULL, committed_at IS NOT NULL
+  FROM leadsync.sync_operation
 """
+READ: LiteralString = f"{SELECT} WHERE sync_id = %(sync_id)s"
 
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
 
@@ -93,6 +97,7 @@ class Operation:
     sequence: int | None
     rows: int | None
     superseded: bool = False
+    committed: bool = False
 
 
 @dataclass(slots=True)
@@ -123,6 +128,11 @@ class LoadLog:
 def supersede(connection: psycopg.Connection[Any], pipeline: str, run_id: str) -> None:
     """Ends the operations that an earlier try of the run has opened."""
     connection.execute(SUPERSEDE, {"pipeline": pipeline, "run_id": run_id})
+
+
+def supersede_one(connection: psycopg.Connection[Any], sync_id: str) -> None:
+    """Ends an operation whose snapshot is gone."""
+    connection.execute(SUPERSEDE_ONE, {"sync_id": sync_id})
 
 
 def open_operation(connection: psycopg.Connection[Any], operation: Operation, run_id: str) -> None:
@@ -218,7 +228,7 @@ def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: LeadsyncE
             "id": log.id,
             "result": 0 if error else 1,
             "error": str(error) if error else None,
-            "failure": type(error).__name__ if error else None,
+            "failure": error.kind if error else None,
             "resets_at": error.resets_at if isinstance(error, QuotaExceeded) else None,
         },
     )

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0005"
-down_revision = "0002"
+down_revision = "0003"
 
 UP = """
 -- One comparison of a destination with the lead store and the ledger. The retry of its task goes on at its cursor.
