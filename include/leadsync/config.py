@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from croniter import croniter
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -127,6 +128,9 @@ class Destination(_Model):
     park_after: int = Field(3, ge=1, description="failed runs in a row after which it takes no part until it is well")
     max_rejected_floor: int = Field(20, ge=1, description="so many rejected leads are needed for that")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter")
+    crm_owned: tuple[str, ...] = Field(
+        (), description="fields that people change in the CRM: comparing leaves them alone, a load still writes them"
+    )
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -146,6 +150,13 @@ class Destination(_Model):
     @classmethod
     def _delete_short_form(cls, value: Any) -> Any:
         return {"mode": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _owned_are_fields(self) -> Destination:
+        for name in self.crm_owned:
+            if name not in self.fields:
+                raise ValueError(f"`crm_owned` names {name!r}, which is no field; fields: {', '.join(self.fields)}")
+        return self
 
     @property
     def conn_id(self) -> str:
@@ -181,12 +192,33 @@ class Retention(_Model):
     recovery_log_days: float = Field(default=365, gt=0, le=LONGEST_DAYS, description="days that a line of it stays")
 
 
+class Reconcile(_Model):
+    """The nightly comparison of the CRMs with the lead store and the ledger.
+
+    It looks at every lead that changed of late, and at a part of all others that moves on from night to night: with
+    these defaults every lead is looked at within twenty nights, for a twentieth of the requests of a full comparison.
+    """
+
+    cron: str | None = Field("17 3 * * *", description="in UTC; null: by hand only")
+    recent_days: float = Field(2, ge=0, description="leads that changed within so many days are all looked at")
+    sample: float = Field(0.05, ge=0, le=1, description="share of the other leads that one night looks at")
+    repair: bool = Field(False, description="whether what is wrong is also mended")
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, value: str | None) -> str | None:
+        if value is not None and not croniter.is_valid(value):
+            raise ValueError(f"{value!r} is no cron expression")
+        return value
+
+
 class Pipeline(_Model):
     """One source table and its destinations."""
 
     name: str = ""
     source: Source
     schedule: Schedule = Schedule()
+    reconcile: Reconcile = Reconcile.model_validate({})
     destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
     catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
     snapshot_ttl_hours: float = Field(168, gt=0, description="hours after which a snapshot is gone in any case")

@@ -345,8 +345,9 @@ class Load:
             return  # its leads were refused before: that they are again says nothing of the mapping
         routed = counts.read - counts.not_routed
         many = counts.dead >= target.max_rejected_floor and counts.dead > target.max_rejected * routed
-        # A recovery goes over many snapshots and is not to end at one that holds a single bad lead.
-        if not many and not (all_of and kind != "recover" and 0 < routed == counts.dead):
+        # A recovery goes over many snapshots, and a reconciliation repairs some leads at a time: neither is to end at
+        # the few that are bad.
+        if not many and not (all_of and kind not in ("recover", "repair") and 0 < routed == counts.dead):
             return
         operations.rewind(self._state, self.log)
         reasons = "; ".join(f"{count} × {why}" for why, count in self._letters.reasons.most_common(3))

@@ -84,6 +84,14 @@ class Mapper:
         return Mapped(external_id, lead_key(external_id), fields, delete, _digest(body))
 
 
+def deletion(destination: Destination, external_id: str) -> Mapped:
+    """How a lead of which nothing but the external id is left is deleted in this destination."""
+    mark = destination.on_delete
+    fields = {} if mark.field is None else {mark.field: mark.value}
+    delete = mark.field is None
+    return Mapped(external_id, lead_key(external_id), fields, delete, _digest(orjson.dumps([delete, fields])))
+
+
 def lead_key(external_id: str) -> UUID:
     """The 16-byte key under which ledger and dead letters know a lead."""
     return _digest(external_id.encode("utf-8", "surrogatepass"))
@@ -110,7 +118,7 @@ def _digest(data: bytes) -> UUID:
     return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
 
 
-# The hash of a lead that was deleted in the CRM, whichever lead it is.
+# The hash of every lead that is deleted in the CRM, whichever it is; `mode: field` has others.
 DELETED = _digest(orjson.dumps([True, {}]))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,26 @@ class Record:
     crm_id: str
     fields: Mapping[str, Any]
     deleted: bool = False
+
+
+class Kind(StrEnum):
+    """How a CRM can differ from the lead store."""
+
+    MISSING = "missing"  # it was never delivered, and the CRM has no record
+    DOUBLED = "doubled"  # more than one record: a person has to merge them
+    STALE = "stale"  # the record holds another state of the lead
+    WRONGLY_ALIVE = "wrongly_alive"  # deleted in the lead store, alive in the CRM
+    WRONGLY_DELETED = "wrongly_deleted"  # it was delivered, and somebody deleted the record in the CRM
+    CHANGED_BY_HAND = "changed_by_hand"  # exactly the present state was delivered, and the record holds something else
+    HARD_DELETED = "hard_deleted"  # the row is gone from the lead store, the record is still in the CRM
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One lead that differs; `fields` are the names of the CRM's fields that do, `crm_ids` its records."""
+
+    kind: Kind
+    external_id: str
+    lead_key: UUID
+    fields: Sequence[str] = ()
+    crm_ids: Sequence[str] = ()

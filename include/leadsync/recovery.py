@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from leadsync import recover, replay, runtime
-from leadsync.config import Pipeline, load_pipeline
-from leadsync.errors import ConfigError, RefusedAgain, SnapshotError
+from leadsync.config import load_pipeline
+from leadsync.errors import RefusedAgain, SnapshotError
 
 
 def choose_letters(context: runtime.Context) -> list[dict[str, Any]]:
@@ -17,7 +17,7 @@ def choose_letters(context: runtime.Context) -> list[dict[str, Any]]:
         with runtime.state_database() as state:
             found = replay.marked(state, runtime.known_pipelines())
     else:
-        pipeline, conf = _asked(run)
+        pipeline, conf = runtime.asked(run)
         with runtime.clients(pipeline) as using:
             found = replay.choose(using.state, pipeline, conf, run.triggering_user_name)
         if conf.get("mended"):
@@ -34,7 +34,7 @@ def replay_letters(item: Mapping[str, Any], context: Any) -> dict[str, int]:
 
 def choose_snapshots(context: runtime.Context) -> list[dict[str, Any]]:
     """What is to be recovered, an item per destination."""
-    pipeline, conf = _asked(context["dag_run"])
+    pipeline, conf = runtime.asked(context["dag_run"])
     with runtime.clients(pipeline, again=recover.AGAIN) as using:
         return recover.choose(using, pipeline, conf)
 
@@ -59,12 +59,3 @@ def _redeliver(verb: Any, item: Mapping[str, Any], context: Any) -> dict[str, in
     if told:
         context["label"] = f"{destination}: {', '.join(told)}"
     return counts
-
-
-def _asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
-    """The pipeline that a person chose, and the parameters."""
-    conf, pipelines = dict(run.conf or {}), {pipeline.name: pipeline for pipeline in runtime.known_pipelines()}
-    name = conf.get("pipeline") or (next(iter(pipelines)) if len(pipelines) == 1 else None)
-    if name not in pipelines:
-        raise ConfigError(f"`pipeline`: choose one of {', '.join(pipelines)}")
-    return pipelines[name], conf

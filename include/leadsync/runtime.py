@@ -130,6 +130,15 @@ def known_pipelines() -> list[Pipeline]:
     return found
 
 
+def asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline that a person chose, and the parameters."""
+    conf, pipelines = dict(run.conf or {}), {pipeline.name: pipeline for pipeline in known_pipelines()}
+    name = conf.get("pipeline") or (next(iter(pipelines)) if len(pipelines) == 1 else None)
+    if name not in pipelines:
+        raise ConfigError(f"`pipeline`: choose one of {', '.join(pipelines)}")
+    return pipelines[name], conf
+
+
 def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
     """Fixes the windows of the run and opens a sync operation for each; what it returns goes to all other tasks.
 

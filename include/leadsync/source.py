@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from leadsync.config import Source
+from leadsync.copytext import parse_line
 from leadsync.errors import SourceError
 
 Buffer = bytes | bytearray | memoryview
@@ -85,6 +86,19 @@ class Window:
 
     lower: datetime | None
     upper: datetime
+
+
+# Every lead has a place on a ring of so many, by a hash of its key.
+RING = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The leads on `width` places of the ring from `start` on, and those whose watermark is `recent` or later."""
+
+    start: int = 0
+    width: int = RING
+    recent: datetime | None = None
 
 
 class LeadStore:
@@ -176,10 +190,53 @@ class LeadStore:
         ).format(moment=self._moment(), table=self._table, within=within, column=column, skipped=sql.Literal(rows - 1))
         return self._one(query) or upper
 
-    def read(self, keys: Sequence[Sequence[str]]) -> Iterator[Buffer]:
-        """The present rows of the leads with these key values, as COPY text; leads that are gone are left out."""
-        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(
-            self._names(self._source.columns), self._table, self._among(keys)
+    def read(self, keys: Sequence[Sequence[str]], window: Window | None = None) -> Iterator[Buffer]:
+        """The present rows of the leads with these key values, as COPY text; leads that are gone are left out.
+
+        With a window also those whose watermark is not in it.
+        """
+        yield from self._chosen(keys, self._source.columns, window)
+
+    def present(self, keys: Sequence[Sequence[str]]) -> set[tuple[str | None, ...]]:
+        """Which of these leads, by their key values, are in the lead store."""
+        try:
+            return {tuple(parse_line(bytes(row).decode()[:-1])) for row in self._chosen(keys, self._source.key, None)}
+        except psycopg.DataError:  # its text quotes the value
+            raise SourceError("an external id that was delivered does not fit the types of the key columns") from None
+
+    def scan(self, after: Sequence[str] | None, limit: int, window: Window, sample: Sample) -> list[str]:
+        """The next `limit` rows of a sample of a window, in the order of the key, from the one behind `after` on.
+
+        COPY lines without the newline; all are read when it returns, so that no transaction stays open here.
+        """
+        key = self._names(self._source.key)
+        conditions = [self._within(window)]
+        conditions += [sql.SQL("{} IS NOT NULL").format(sql.Identifier(name)) for name in self._source.key]
+        if after is not None:
+            conditions.append(sql.SQL("({}) > ({})").format(key, self._values(after)))
+        if sample.width < RING:
+            place = sql.SQL("(hashtextextended(concat_ws(':', {}), 0) & {})").format(key, sql.Literal(RING - 1))
+            chosen = sql.SQL("({place} - {start} + {ring}) % {ring} < {width}").format(
+                place=place, start=sql.Literal(sample.start), ring=sql.Literal(RING), width=sql.Literal(sample.width)
+            )
+            if sample.recent is not None:
+                column = sql.Identifier(self._source.watermark)
+                chosen = sql.SQL("({} OR {} >= {})").format(chosen, column, self._literal(sample.recent))
+            conditions.append(chosen)
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT {}) TO STDOUT").format(
+            self._names(self._source.columns), self._table, sql.SQL(" AND ").join(conditions), key, sql.Literal(limit)
+        )
+        with self._connection.cursor() as cursor, cursor.copy(query) as copy:
+            return [bytes(row).decode()[:-1] for row in copy]
+
+    def _chosen(self, keys: Sequence[Sequence[str]], columns: Sequence[str], window: Window | None) -> Iterator[Buffer]:
+        if not keys:
+            return
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {} AND {}) TO STDOUT").format(
+            self._names(columns),
+            self._table,
+            self._among(keys),
+            self._within(window) if window else sql.SQL("true"),
         )
         with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             yield from copy
@@ -193,7 +250,7 @@ class LeadStore:
         return bool(self._one(sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {})").format(self._table, condition)))
 
     def _among(self, keys: Sequence[Sequence[str]]) -> sql.Composed:
-        values = sql.SQL(", ").join(sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, key))) for key in keys)
+        values = sql.SQL(", ").join(sql.SQL("({})").format(self._values(key)) for key in keys)
         return sql.SQL("({}) IN ({})").format(self._names(self._source.key), values)
 
     def _oldest_writer(self) -> tuple[datetime, int, str] | None:
@@ -240,6 +297,9 @@ class LeadStore:
             return sql.SQL("({} AT TIME ZONE {})").format(sql.Literal(moment), sql.Literal(self._source.timezone))
         microseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
         return sql.Literal(microseconds // (1_000_000 if kind == "epoch_s" else 1000))
+
+    def _values(self, values: Sequence[str]) -> sql.Composable:
+        return sql.SQL(", ").join(map(sql.Literal, values))
 
     def _names(self, columns: Sequence[str]) -> sql.Composable:
         return sql.SQL(", ").join(map(sql.Identifier, columns))

@@ -14,12 +14,21 @@ import pytest
 from leadsync.config import Destination, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
+from leadsync.crm.http import RequestFailed
 from leadsync.errors import AccessError, FenceLost, QuotaExceeded
+from leadsync.mapping import Mapper
 from leadsync.models import Lead, Outcome, Status
 from tests.support.servers import free_port
 from tests.support.simulators import SECRETS, Simulator
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
+
+# Rows of the shipped pipeline, in the order of its columns.
+FULL_ROW: list[str | None] = [
+    "A:B\\", "12", " +49 170 1 ", " Zoë \U0001f600\r\nLi ", " Zoe@Example.ORG ", "Köln ", '{"q": "a\\nb"}',
+    "2026-01-31 09:30:00.123456+00", "f",
+]  # fmt: skip
+EMPTY_ROW: list[str | None] = ["A", "13", None, None, "", None, "{}", "2026-01-31 09:30:00+00", "f"]
 
 
 class AdapterSuite:
@@ -103,15 +112,52 @@ class AdapterSuite:
     def test_awkward_external_ids(self, adapter: CRMAdapter, crm: Simulator) -> None:
         leads = [replace(self.lead(1), external_id=f"a'b\\:\"{number}é,(") for number in range(3)]
         adapter.deliver(leads)
-        assert set(adapter.fetch([lead.external_id for lead in leads])) == {lead.external_id for lead in leads}
+        found = adapter.fetch([lead.external_id for lead in leads])
+        assert {key: len(records) for key, records in found.items()} == {lead.external_id: 1 for lead in leads}
         adapter.deliver(leads, delete=True)
         assert crm.records() == {}
 
     def test_fetch_reads_back(self, adapter: CRMAdapter) -> None:
         adapter.deliver(self.leads(2))
         found = adapter.fetch(["ASDAD:1", "ASDAD:9"])
-        assert set(found) == {"ASDAD:1"}
-        assert self.good.items() <= found["ASDAD:1"].fields.items()
+        (record,) = found.pop("ASDAD:1")
+        assert self.good.items() <= record.fields.items()
+        assert set(record.fields) == set(adapter.fields_read)
+        assert found == {"ASDAD:9": []}
+
+    def test_fetch_accounts_for_every_id_of_several_batches(self, adapter: CRMAdapter) -> None:
+        leads = self.leads(adapter.max_batch + 3)
+        adapter.deliver(leads[1:])
+        found = adapter.fetch([lead.external_id for lead in leads])
+        assert set(found) == {lead.external_id for lead in leads}
+        assert [external_id for external_id, records in found.items() if not records] == ["ASDAD:0"]
+
+    def test_half_a_page_is_no_answer(self, adapter: CRMAdapter, crm: Simulator) -> None:
+        leads = self.leads(4)
+        adapter.deliver(leads)
+        crm.faults(half_page={"next": 1})
+        with pytest.raises(RequestFailed, match="left records out of its reply"):
+            adapter.fetch([lead.external_id for lead in leads])
+        crm.faults(half_page={"next": 1})
+        outcomes = adapter.deliver(leads, delete=True)
+        assert Status.TRANSIENT in self.statuses(outcomes)
+        gone = {outcome.external_id for outcome in outcomes if outcome.status is Status.DELETED}
+        assert not gone & set(crm.records())
+
+    @pytest.mark.parametrize("row", [FULL_ROW, EMPTY_ROW], ids=["full", "empty"])
+    def test_what_was_sent_compares_equal_to_what_is_held(
+        self, adapter: CRMAdapter, destination: Destination, row: list[str | None]
+    ) -> None:
+        mapped = Mapper(SHIPPED.source, destination).map(row)
+        adapter.deliver([Lead(mapped.external_id, mapped.fields)])
+        (record,) = adapter.fetch([mapped.external_id])[mapped.external_id]
+        assert set(mapped.fields) == set(destination.fields)
+        differ = [name for name, sent in mapped.fields.items() if not adapter.same(name, sent, record.fields[name])]
+        assert differ == []
+        adapter.deliver([Lead(mapped.external_id, {**mapped.fields, self.text_field: "by hand"})])
+        (record,) = adapter.fetch([mapped.external_id])[mapped.external_id]
+        differ = [name for name, sent in mapped.fields.items() if not adapter.same(name, sent, record.fields[name])]
+        assert differ == [self.text_field]
 
     def test_a_bad_lead_stands_alone(self, adapter: CRMAdapter, crm: Simulator) -> None:
         leads = [*self.leads(5), Lead("ASDAD:bad", {**self.good, **self.bad})]

@@ -17,3 +17,11 @@ class TestSalesforce(AdapterSuite):
         crm.faults(expire_tokens=True)
         assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
         assert crm.get("stats")["by_status"] == {"200": 4, "401": 1}
+
+    def test_doubles_are_told_and_deleted_together(self, adapter: CRMAdapter, crm: Simulator) -> None:
+        adapter.deliver([self.lead(1)])
+        crm.faults(double={"next": 1})
+        adapter.deliver([self.lead(1)])
+        assert len({record.crm_id for record in adapter.fetch(["ASDAD:1"])["ASDAD:1"]}) == 2
+        assert self.statuses(adapter.deliver([self.lead(1)], delete=True)) == [Status.DELETED]
+        assert crm.records() == {}

@@ -96,3 +96,27 @@ def test_migrations_keep_what_is_there(database: str) -> None:
         assert connection.execute(joined).fetchall() == [(2, "A:1")]
         schema.migrate(database, "base")
         assert connection.execute("SELECT to_regclass('leadsync.watermark')").fetchone() == (None,)
+
+
+def test_the_migration_knows_where_each_destination_began(database: str) -> None:
+    """Its first run tells; without one its watermark stands there yet."""
+    schema.migrate(database, "0003")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("""
+            INSERT INTO leadsync.watermark (pipeline, destination, watermark)
+            VALUES ('leads', 'all', '2026-03-01Z'), ('leads', 'late', '2026-03-01Z'), ('leads', 'new', '2026-02-02Z');
+            INSERT INTO leadsync.sync_operation
+                   (sync_id, snapshot_id, pipeline, run_id, kind, lower_bound, upper_bound, destinations, started_at)
+            VALUES (gen_random_uuid(), gen_random_uuid(), 'leads', 'r1', 'backfill', '2020-01-01Z', now(),
+                    '{all,late,new}', '2026-01-01Z'),
+                   (gen_random_uuid(), gen_random_uuid(), 'leads', 'r2', 'run', NULL, now(), '{all}', '2026-01-02Z'),
+                   (gen_random_uuid(), gen_random_uuid(), 'leads', 'r3', 'run', '2026-02-01Z', now(), '{late}', now()),
+                   (gen_random_uuid(), gen_random_uuid(), 'leads', 'r4', 'run', '2026-02-20Z', now(), '{all,late}',
+                    now() + interval '1 s');
+        """)
+        schema.migrate(database)
+        began = "SELECT destination, starts_at::date::text FROM leadsync.watermark ORDER BY destination_id"
+        assert connection.execute(began).fetchall() == [("all", None), ("late", "2026-02-01"), ("new", "2026-02-02")]
+        schema.migrate(database, "0003")
+        schema.migrate(database)
+        assert connection.execute(began).fetchall() == [("all", None), ("late", "2026-02-01"), ("new", "2026-02-02")]

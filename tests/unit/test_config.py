@@ -62,6 +62,17 @@ def test_the_shipped_pipeline_is_right() -> None:
             r"leads.yaml:8: source.deletd: Extra inputs are not permitted",
         ),
         ("source:", "source: [", r"leads.yaml: not valid YAML"),
+        (
+            "    on_delete: archive",
+            "    on_delete: archive\n    crm_owned: [phone, fax]",
+            r"destinations.hubspot: `crm_owned` names 'fax', which is no field; fields: email, firstname",
+        ),
+        ("schedule:", "reconcile:\n  cron: nightly\nschedule:", r"reconcile.cron: 'nightly' is no cron expression"),
+        (
+            "schedule:",
+            "reconcile:\n  sample: 2\nschedule:",
+            r"reconcile.sample: Input should be less than or equal to 1",
+        ),
     ],
 )
 def test_a_wrong_file_says_where_and_what(tmp_path: Path, old: str, new: str, expected: str) -> None:
@@ -109,6 +120,17 @@ def test_retention_is_in_days_and_fits_the_snapshots(tmp_path: Path) -> None:
         name = wrong.split(":")[0]
         with pytest.raises(ConfigError, match=rf"leads.yaml:\d+: retention.{name}: "):
             read(tmp_path, GOOD + f"\nretention:\n  {wrong}\n")
+
+
+def test_a_pipeline_is_reconciled_every_night_unless_it_says_otherwise(tmp_path: Path) -> None:
+    plain = read(tmp_path, GOOD).reconcile
+    assert (plain.cron, plain.sample, plain.recent_days, plain.repair) == ("17 3 * * *", 0.05, 2, False)
+    text = "reconcile: {cron: null, sample: 1, repair: true}\n" + GOOD.replace(
+        "    on_delete: archive", "    on_delete: archive\n    crm_owned: [city]"
+    )
+    changed = read(tmp_path, text)
+    assert (changed.reconcile.cron, changed.reconcile.sample, changed.reconcile.repair) == (None, 1, True)
+    assert changed.destinations[0].crm_owned == ("city",)
 
 
 def test_the_files_name_is_checked(tmp_path: Path) -> None:

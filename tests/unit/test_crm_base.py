@@ -38,8 +38,8 @@ class Programmed(CRMAdapter):
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
         return [Outcome(lead.external_id, Status.DELETED) for lead in leads]
 
-    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        return {}
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
+        return {external_id: [] for external_id in external_ids}
 
     def check(self) -> None:
         """Nothing to check."""

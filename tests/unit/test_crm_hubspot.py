@@ -201,9 +201,12 @@ def test_a_delete_says_deleted_only_of_what_surely_is(script: Scripted, adapter:
     assert orjson.loads(script.requests[1].body) == {"inputs": [{"id": "11"}]}
 
 
-def test_a_read_that_leaves_records_out_is_not_taken_for_their_absence(script: Scripted, adapter: CRMAdapter) -> None:
-    script.answers = [batch(record("A:1"), errors=[])]
-    with pytest.raises(Unavailable):
+@pytest.mark.parametrize("errors", [None, []])
+def test_a_read_that_leaves_records_out_is_not_taken_for_their_absence(
+    script: Scripted, adapter: CRMAdapter, errors: list[dict[str, Any]] | None
+) -> None:
+    script.answers = [batch(record("A:1"), errors=errors)]
+    with pytest.raises(Unavailable, match="left records out of its reply"):
         adapter.fetch(["A:1", "A:2"])
 
 

@@ -15,8 +15,8 @@ from tests.unit.test_crm_base import destination
 
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
-from leadsync.errors import AccessError, FailNow, QuotaExceeded
-from leadsync.models import Lead, Outcome, Status
+from leadsync.errors import AccessError, FailNow, QuotaExceeded, Unavailable
+from leadsync.models import Lead, Outcome, Record, Status
 
 LEADS = [Lead("A:1", {"name": "Ada"}), Lead("A:2", {"name": "Ben"})]
 TARGET = destination(
@@ -54,6 +54,10 @@ def failed(code: str, message: str = "no", *fields: str) -> dict[str, Any]:
 
 def refused(status: int, code: str, message: str = "no", **headers: str) -> Answer:
     return Answer(status, [{"errorCode": code, "message": message}], headers=headers)
+
+
+def page(records: list[dict[str, Any]], total: int | None = None, *, done: bool = True, **more: str) -> dict[str, Any]:
+    return {"totalSize": len(records) if total is None else total, "done": done, "records": records, **more}
 
 
 def told(outcomes: list[Outcome]) -> list[tuple[Status, str | None]]:
@@ -252,7 +256,7 @@ def test_a_delete_of_what_is_gone_meanwhile_is_done(script: Scripted, adapter: C
     leads = [*LEADS, Lead("A:3", {}), Lead("A:4", {})]
     found = [{"Id": f"00Q{number}", "Ext__c": f"A:{number}"} for number in (1, 2, 4)]
     results = [failed("ENTITY_IS_DELETED"), failed("DELETE_FAILED"), {"id": "00Q4", "success": True, "errors": []}]
-    script.answers = [token(script), Answer(json={"done": True, "records": found}), Answer(json=results)]
+    script.answers = [token(script), Answer(json=page(found)), Answer(json=results)]
     assert told(adapter.deliver(leads, delete=True)) == [
         (Status.DELETED, None), (Status.REJECTED, "DELETE_FAILED"), (Status.DELETED, None), (Status.DELETED, None),
     ]  # fmt: skip
@@ -261,27 +265,39 @@ def test_a_delete_of_what_is_gone_meanwhile_is_done(script: Scripted, adapter: C
 
 def test_a_query_compares_with_regard_to_case_and_reads_all_pages(script: Scripted, adapter: CRMAdapter) -> None:
     pages = [
-        {
-            "done": False,
-            "nextRecordsUrl": "/services/data/v62.0/query/01g-2",
-            "records": [{"Id": "1", "Ext__c": "a:1"}],
-        },
-        {"done": True, "records": [{"Id": "2", "Ext__c": "A:2", "name": "Ben"}]},
+        page([{"Id": "1", "Ext__c": "a:1"}], 2, done=False, nextRecordsUrl="/services/data/v62.0/query/01g-2"),
+        page([{"Id": "2", "Ext__c": "A:2", "name": "Ben"}], 2),
     ]
     script.answers = [token(script), *(Answer(json=page) for page in pages)]
-    found = adapter.fetch(["A:1", "A:2"])
-    assert set(found) == {"A:2"}
-    assert (found["A:2"].crm_id, found["A:2"].fields) == ("2", {"name": "Ben"})
+    assert adapter.fetch(["A:1", "A:2"]) == {"A:1": [], "A:2": [Record("A:2", "2", {"name": "Ben"})]}
     assert script.requests[2].path == "/services/data/v62.0/query/01g-2"
 
 
 def test_long_external_ids_are_asked_for_in_several_queries(script: Scripted, adapter: CRMAdapter) -> None:
-    script.respond = lambda request: (
-        token(script) if "oauth2" in request.path else Answer(json={"done": True, "records": []})
-    )
-    assert adapter.fetch([f"{'语' * 80}:{number}" for number in range(100)]) == {}
+    script.respond = lambda request: token(script) if "oauth2" in request.path else Answer(json=page([]))
+    ids = [f"{'语' * 80}:{number}" for number in range(100)]
+    assert adapter.fetch(ids) == {external_id: [] for external_id in ids}
     assert len(script.requests) > 2
     assert max(len(request.path) for request in script.requests) < 16_000
+
+
+def test_a_query_that_leaves_records_out_is_not_taken_for_their_absence(script: Scripted, adapter: CRMAdapter) -> None:
+    script.answers = [token(script), Answer(json=page([{"Id": "1", "Ext__c": "A:1"}], 2))]
+    with pytest.raises(Unavailable, match="left records out of its reply"):
+        adapter.fetch(["A:1", "A:2"])
+    outcomes = adapter.deliver([Lead("A:1", {}), Lead("A:2", {})], delete=True)
+    assert told(outcomes) == [(Status.TRANSIENT, "missing_from_reply")] * 2
+
+
+def test_doubles_are_read_and_deleted_all_of_them(script: Scripted, adapter: CRMAdapter) -> None:
+    both = [{"Id": "00Q1", "Ext__c": "A:1", "name": "Ada"}, {"Id": "00Q2", "Ext__c": "A:1", "name": "Ben"}]
+    script.answers = [token(script), Answer(json=page(both))]
+    assert [record.crm_id for record in adapter.fetch(["A:1"])["A:1"]] == ["00Q1", "00Q2"]
+    gone, locked = done(), failed("UNABLE_TO_LOCK_ROW")
+    for results, status in ([gone, locked], Status.TRANSIENT), ([gone, gone], Status.DELETED):
+        script.answers = [Answer(json=page(both)), Answer(json=results)]
+        assert adapter.deliver([Lead("A:1", {})], delete=True)[0].status is status
+    assert parse_qs(urlsplit(script.requests[-1].path).query)["ids"] == ["00Q1,00Q2"]
 
 
 def test_a_query_that_is_refused_is_an_error_of_ours(script: Scripted, adapter: CRMAdapter) -> None:

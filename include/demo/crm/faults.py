@@ -67,6 +67,14 @@ class Faults(_Model):
     malformed: Chance | None = _fault(
         "the change is made, the reply is HTML; counts requests that change something", {"next": 1}
     )
+    half_page: Chance | None = _fault(
+        "a reading by several ids is answered with half of what was found and not a word of the rest", {"next": 1}
+    )
+    double: Chance | None = _fault(
+        "Salesforce: a second record is made although one is there, as two upserts at once do where the external id is"
+        " not unique; counts records",
+        {"next": 1},
+    )
     reject: Reject | None = _fault(
         "records are refused as invalid: those named, or a share of all (always the same ones)", {"rate": 0.05}
     )

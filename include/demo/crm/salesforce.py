@@ -168,7 +168,9 @@ class Salesforce(Vendor):
         if missing := [name for name in REQUIRED if not fields.get(name, "").strip()]:
             raise Problem("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", *missing)
         noted = {KEY: key, **sent}
-        if found:
+        if found and self.faults.strikes("double"):
+            row, found = self.store.create(key, fields, {}, noted), None
+        elif found:
             row = self.store.update(found, key, fields, {KEY: key}, noted)
         else:
             row = self.store.create(key, fields, {KEY: key}, noted)
@@ -243,9 +245,12 @@ class Salesforce(Vendor):
     def _query(self, request: Request) -> Response:
         deleted = request.params["all"] == "queryAll"
         try:
-            return Response(200, self._queries.first(request.query.get("q", ""), request.params["version"], deleted))
+            page = self._queries.first(request.query.get("q", ""), request.params["version"], deleted)
         except Problem as problem:
             raise Refusal(_error(400, problem.code, str(problem))) from None
+        if page["records"] and self.faults.strikes("half_page"):
+            page["records"] = page["records"][: len(page["records"]) // 2]
+        return Response(200, page)
 
     def _more(self, request: Request) -> Response:
         cursor, first = request.params["cursor"], int(request.params["first"])

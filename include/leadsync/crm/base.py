@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leadsync.budget import Account, Budget, Limit, account_key, rate
 from leadsync.config import Destination
+from leadsync.crm import values
 from leadsync.crm.http import Access, Credentials, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
 from leadsync.models import Lead, Outcome, Record, Status
@@ -137,15 +138,30 @@ class CRMAdapter(ABC):
         """Deletes the records of at most `max_batch` leads; one that is not there counts as deleted."""
 
     @abstractmethod
-    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        """The records by external id, with the destination's fields; what is not there is missing. Any number of ids.
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
+        """The live records of every id asked for, with `fields_read`: none where the CRM surely has none.
 
-        Raises Unavailable, AccessError and QuotaExceeded.
+        Any number of different ids. More than one record where the external id is doubled and the CRM tells. Raises
+        RequestFailed when the reply leaves an id in the open, Unavailable, AccessError and QuotaExceeded.
         """
 
     @abstractmethod
     def check(self) -> None:
         """Raises AccessError when credentials, object or fields are not as the destination needs them."""
+
+    def same(self, name: str, sent: Any, held: Any) -> bool:
+        """Whether the field `name` holds what was sent, the CRM's own way of writing it set aside."""
+        return values.same(sent, held)
+
+    @property
+    def fields_read(self) -> list[str]:
+        """The fields that `fetch` reads back: the destination's, and the one that marks a deleted lead."""
+        target = self.destination
+        return list(dict.fromkeys(filter(None, [*target.fields, target.on_delete.field])))
+
+    def left_out(self) -> RequestFailed:
+        """The failure to raise when a reply does not speak of every record that was asked for."""
+        return RequestFailed(f"{self.who} left records out of its reply", "missing_from_reply")
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         """What an error reply means where the vendor differs from HTTP's general rules."""

@@ -123,17 +123,23 @@ class HubSpot(CRMAdapter):
         gone = [Outcome(external_id, Status.DELETED, found.id) for external_id, found in there.items()]
         return gone + [Outcome(external_id, Status.DELETED) for external_id in absent]
 
-    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        names = list(self.destination.fields)
-        records: dict[str, Record] = {}
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
+        names = self.fields_read
+        records: dict[str, list[Record]] = {}
         for ids in batches(external_ids, self.max_batch):
             there, absent = self._read(ids, names)
             if len(there) + len(absent) < len(ids):
-                raise RequestFailed(f"{self.who} left records out of its reply", "missing_from_reply")
+                raise self.left_out()
+            records |= {external_id: [] for external_id in absent}
             for external_id, found in there.items():
                 fields = {name: found.properties.get(name) for name in names}
-                records[external_id] = Record(external_id, found.id, fields)
+                records[external_id] = [Record(external_id, found.id, fields)]  # a unique property has no doubles
         return records
+
+    def same(self, name: str, sent: Any, held: Any) -> bool:
+        if name == "email" and isinstance(sent, str) and isinstance(held, str):
+            sent, held = sent.lower(), held.lower()  # HubSpot keeps addresses in lower case
+        return super().same(name, sent, held)
 
     def check(self) -> None:
         reply = self.http.request("GET", self._path("properties"), self.credentials)
@@ -178,7 +184,7 @@ class HubSpot(CRMAdapter):
         raise BatchRefused(refused.code or str(reply.status), field=refused.field, message=refused.message)
 
     def _read(self, external_ids: Sequence[str], names: Sequence[str]) -> tuple[dict[str, _Object], list[str]]:
-        """What is there, by external id, and the ids that surely are not there."""
+        """What is there, by external id, and the ids that are not there: HubSpot names each of them."""
         key = self.destination.external_id_field
         body = {
             "idProperty": key,
@@ -186,12 +192,11 @@ class HubSpot(CRMAdapter):
             "properties": [key, *names],
             "propertiesWithHistory": [],
         }
-        reply = self._post("read", body)
-        batch = reply.parse(BATCH)
+        batch = self._post("read", body).parse(BATCH)
         asked = set(external_ids)
         there = {owner: found for found in batch.results if (owner := found.properties.get(key)) in asked}
         lost = {i for error in batch.errors if error.category == NOT_FOUND for i in error.context.get("ids", [])}
-        absent = [i for i in external_ids if i not in there and (reply.status == 200 or i in lost)]
+        absent = [i for i in external_ids if i not in there and i in lost]
         return there, absent
 
     def _refused(self, external_id: str, error: _Error) -> Outcome:

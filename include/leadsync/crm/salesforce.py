@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from leadsync.budget import Limit
+from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
 from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
@@ -52,6 +54,7 @@ class _Result(BaseModel):
 
 
 class _Page(BaseModel):
+    totalSize: int
     records: list[dict[str, Any]]
     done: bool
     nextRecordsUrl: str = ""
@@ -176,27 +179,36 @@ class Salesforce(CRMAdapter):
 
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
         there = self._find([lead.external_id for lead in leads], [])
-        outcomes = [Outcome(lead.external_id, Status.DELETED) for lead in leads if lead.external_id not in there]
-        if not there:
-            return outcomes
-        params = {"ids": ",".join(record["Id"] for record in there.values()), "allOrNone": "false"}
-        results = self._call("DELETE", "/composite/sobjects", params=params).parse(RESULTS)
-        if len(results) != len(there):
-            return outcomes
-        for (external_id, record), result in zip(there.items(), results, strict=True):
-            if result.success or any(error.code in NOT_THERE for error in result.errors):
-                outcomes.append(Outcome(external_id, Status.DELETED, record["Id"]))
-            else:
-                outcomes.append(self._refused(external_id, result.errors))
-        return outcomes
+        outcomes = {i: Outcome(i, Status.DELETED) for i, records in there.items() if not records}
+        found = [(external_id, record["Id"]) for external_id, records in there.items() for record in records]
+        for part in batches(found, self.max_batch):  # one, unless leads are doubled
+            params = {"ids": ",".join(crm_id for _, crm_id in part), "allOrNone": "false"}
+            results = self._call("DELETE", "/composite/sobjects", params=params).parse(RESULTS)
+            if len(results) != len(part):
+                return list(outcomes.values())
+            for (external_id, crm_id), result in zip(part, results, strict=True):
+                if result.success or any(error.code in NOT_THERE for error in result.errors):
+                    outcomes.setdefault(external_id, Outcome(external_id, Status.DELETED, crm_id))
+                else:
+                    outcomes[external_id] = self._refused(external_id, result.errors)
+        return list(outcomes.values())
 
-    def fetch(self, external_ids: Sequence[str]) -> dict[str, Record]:
-        names = list(self.destination.fields)
+    def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
+        names = self.fields_read
         return {
-            external_id: Record(external_id, record["Id"], {name: record.get(name) for name in names})
+            external_id: [
+                Record(external_id, record["Id"], {name: record.get(name) for name in names}) for record in records
+            ]
             for ids in batches(external_ids, self.max_batch)
-            for external_id, record in self._find(ids, names).items()
+            for external_id, records in self._find(ids, names).items()
         }
+
+    def same(self, name: str, sent: Any, held: Any) -> bool:
+        if held is False and sent in (None, ""):
+            return True  # a checkbox is never empty
+        if isinstance(sent, str) and isinstance(held, str) and "@" in sent and sent.lower() == held.lower():
+            return True  # addresses are kept in lower case
+        return values.same(sent, held, precision=timedelta(seconds=1))  # times are kept in seconds
 
     def check(self) -> None:
         target = self.destination
@@ -240,9 +252,10 @@ class Salesforce(CRMAdapter):
         refused = self._refused("", errors)
         raise BatchRefused(errors[0].code, field=refused.field, message=refused.message)
 
-    def _find(self, external_ids: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The records that are there, by external id, each with `Id` and the named fields."""
-        key, found = self.destination.external_id_field, dict[str, dict[str, Any]]()
+    def _find(self, external_ids: Sequence[str], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The records of every external id, each with `Id` and the named fields; more than one when it is doubled."""
+        key = self.destination.external_id_field
+        found: dict[str, list[dict[str, Any]]] = {external_id: [] for external_id in external_ids}
         quoted = [f"'{external_id.translate(ESCAPES)}'" for external_id in external_ids]
         per_query = max(1, QUERY_LENGTH // max((len(quote(f"{value}, ", safe="")) for value in quoted), default=1))
         for part in batches(quoted, per_query):
@@ -254,9 +267,13 @@ class Salesforce(CRMAdapter):
             while not page.done:
                 page = self._call("GET", page.nextRecordsUrl).parse(PAGE)
                 records += page.records
-            found |= {record[key]: record for record in records if record.get(key)}
-        # SOQL compares without regard to case.
-        return {external_id: found[external_id] for external_id in external_ids if external_id in found}
+            # A query names what it finds and not what it does not: only the total tells that nothing was left out.
+            if len(records) != page.totalSize:
+                raise self.left_out()
+            for record in records:
+                if record.get(key) in found:  # SOQL compares without regard to case
+                    found[record[key]].append(record)
+        return found
 
     def _missing(self, error: _Error) -> AccessError:
         column = COLUMN.match(error.message)

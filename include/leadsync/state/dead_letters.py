@@ -33,6 +33,11 @@ DELETE FROM leadsync.retry_queue
  WHERE destination_id = %(destination)s AND sync_id = %(sync_id)s AND lead_key = ANY (%(lead_keys)s)
 """
 
+OPEN_AMONG: LiteralString = """
+SELECT lead_key FROM leadsync.dead_letter
+ WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND resolved_at IS NULL
+"""
+
 # A dead letter is resolved by itself when the lead is delivered, in a state that is no older than the letter's.
 RESOLVE: LiteralString = """
 UPDATE leadsync.dead_letter l
@@ -123,6 +128,12 @@ def forget_retries(
     if lead_keys:
         values = {"destination": destination, "sync_id": UUID(sync_id), "lead_keys": list(lead_keys)}
         connection.execute(FORGET_RETRIES, values)
+
+
+def open_among(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> set[UUID]:
+    """Which of these leads are open dead letters of the destination."""
+    values = {"destination": destination, "lead_keys": list(lead_keys)}
+    return {row[0] for row in connection.execute(OPEN_AMONG, values)}
 
 
 def resolve(

@@ -20,6 +20,7 @@ from leadsync.errors import FenceLost, LeadsyncError, Unavailable
 
 DESTINATION_LOCKS = 7_301_401
 PIPELINE_LOCKS = 7_301_402
+RECONCILE_LOCKS = 7_301_403
 # A sender relies at most this long on the last time that the lock was seen to be its own.
 CHECK_SECONDS = 4.0
 # A sender whose lock nobody confirms for so long gives up: its load is stuck or dead.
@@ -149,6 +150,20 @@ def pipeline_lock(
     row = connection.execute(PIPELINE_NUMBER, {"pipeline": pipeline}).fetchone()
     number = row[0] if row else 0
     with _lock(connection, PIPELINE_LOCKS, number, patience, "another snapshot of this pipeline", sleep):
+        yield
+
+
+@contextmanager
+def reconcile_lock(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    *,
+    patience: float = 3600.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
+    """The lock that keeps two reconciliations of one destination apart: each would take the other's quota and place."""
+    holder = "another reconciliation of this destination"
+    with _lock(connection, RECONCILE_LOCKS, destination, patience, holder, sleep):
         yield
 
 

@@ -64,6 +64,29 @@ UPDATE leadsync.delivery d
 """
 
 
+LOOK: LiteralString = """
+SELECT lead_key, sequence, digest FROM leadsync.delivery
+ WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s)
+"""
+
+# Leads of which a record may be in the CRM, in the order of their keys. A row that is older than the column external_id
+# and was not claimed since has none.
+SCAN: LiteralString = """
+SELECT lead_key, external_id FROM leadsync.delivery
+ WHERE destination_id = %(destination)s AND lead_key > %(after)s AND external_id IS NOT NULL
+   AND digest IS DISTINCT FROM %(deleted)s
+ ORDER BY lead_key LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger knows of one lead; `digest` is None while in doubt."""
+
+    sequence: int
+    digest: UUID | None
+
+
 @dataclass(frozen=True, slots=True)
 class Claims:
     """The verdict on a chunk: what to send (with the CRM ids known), and what not, by lead key."""
@@ -124,6 +147,20 @@ def settle(
     connection.execute(SETTLEMENTS)
     _copy(connection, COPY_SETTLEMENTS, ["uuid", "uuid", "text", "bool"], delivered)
     connection.execute(SETTLE, {"destination": destination, "sequence": sequence})
+
+
+def look(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> dict[UUID, Entry]:
+    """The entries of these leads, by lead key; a lead that was never claimed has none."""
+    values = {"destination": destination, "lead_keys": list(lead_keys)}
+    return {key: Entry(sequence, digest) for key, sequence, digest in connection.execute(LOOK, values)}
+
+
+def scan(
+    connection: psycopg.Connection[Any], destination: int, after: UUID, limit: int, deleted: UUID
+) -> list[tuple[UUID, str]]:
+    """The next leads (key, external id) behind `after`, but those whose delete was delivered (digest `deleted`)."""
+    values = {"destination": destination, "after": after, "limit": limit, "deleted": deleted}
+    return connection.execute(SCAN, values).fetchall()
 
 
 def _copy(

@@ -11,13 +11,13 @@ import psycopg
 
 # A destination appears with its first run. Its start is fixed then: NULL is the beginning.
 REGISTER: LiteralString = """
-INSERT INTO leadsync.watermark (pipeline, destination, watermark)
-VALUES (%(pipeline)s, %(destination)s, %(start)s)
+INSERT INTO leadsync.watermark (pipeline, destination, watermark, starts_at)
+VALUES (%(pipeline)s, %(destination)s, %(start)s, %(start)s)
 ON CONFLICT (pipeline, destination) DO NOTHING
 """
 
 READ: LiteralString = """
-SELECT destination, destination_id, watermark, parked_at, parked_because, probe_after
+SELECT destination, destination_id, watermark, parked_at, parked_because, probe_after, starts_at
   FROM leadsync.watermark
  WHERE pipeline = %(pipeline)s AND destination = ANY (%(destinations)s)
 """
@@ -53,7 +53,10 @@ SELECT l.result, l.failure, l.resets_at, l.start_at > coalesce(w.unparked_at, '-
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """One destination's place; `at` None is before the first row. `parked_at` is None while it takes part in runs."""
+    """One destination's place; `at` None is before the first row. `parked_at` is None while it takes part in runs.
+
+    `starts_at` is where it began: older leads are not its business unless a backfill delivered them. None: all are.
+    """
 
     destination: str
     destination_id: int
@@ -61,6 +64,7 @@ class Watermark:
     parked_at: datetime | None = None
     parked_because: str | None = None
     probe_after: datetime | None = None
+    starts_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
