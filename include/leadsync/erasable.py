@@ -102,7 +102,7 @@ def _refuse_what_it_holds(
 ) -> None:
     """The ledger does not show the delete as delivered, so the CRM is asked."""
     with clients.open_adapter(target.name) as adapter:
-        held = sorted(adapter.fetch(external_ids))
+        held = sorted(each for each, records in adapter.fetch(external_ids).items() if records)
     if held:
         raise Refused(
             f"{target.name} still holds {held[0]}, whose delete was not delivered to it: let a run of "

@@ -1,8 +1,9 @@
 """Removes every trace of some leads from Leadsync's own stores, and leaves a certificate in the recovery log.
 
-What goes: dead letters, rows of the retry queue, records of the operation log (a part is sealed again without them),
-whole snapshots that hold one of the leads, and the external id (and the CRM's id) from ledger and recovery log. What
-stays is the ledger's row under the lead's key, a hash: without it a later run would deliver an old state again.
+What goes: dead letters, rows of the retry queue, findings of reconciliations, records of the operation log (a part is
+sealed again without them), whole snapshots that hold one of the leads, the places of reconciliations that are not done
+(they start over), and the external id (and the CRM's id) from ledger and recovery log. What stays is the ledger's row
+under the lead's key, a hash: without it a later run would deliver an old state again.
 
 A snapshot is dropped as a whole since its count of rows is what every load of it has to account for. It costs other
 leads a recovery from it, and no delivery: a window that is not committed yet is not touched, and a committed one can be
@@ -38,7 +39,7 @@ log = structlog.get_logger(__name__)
 ROUNDS = 3
 # Seconds after which a snapshot that is in use may be free.
 WAIT = 60.0
-TABLES = ("dead_letter", "retry_queue", "operation_data", "delivery", "recovery_log")
+TABLES = ("dead_letter", "retry_queue", "operation_data", "delivery", "reconciliation_finding", "recovery_log")
 
 DESTINATIONS: LiteralString = "SELECT destination_id FROM leadsync.watermark WHERE pipeline = %(pipeline)s"
 
@@ -78,6 +79,18 @@ DELETE FROM leadsync.dead_letter WHERE destination_id = ANY (%(destinations)s) A
 """
 REMOVE_RETRIES: LiteralString = """
 DELETE FROM leadsync.retry_queue WHERE destination_id = ANY (%(destinations)s) AND lead_key = ANY (%(leads)s)
+"""
+REMOVE_FINDINGS: LiteralString = """
+DELETE FROM leadsync.reconciliation_finding f USING leadsync.reconciliation r
+ WHERE r.id = f.reconciliation_id AND r.destination_id = ANY (%(destinations)s) AND f.lead_key = ANY (%(leads)s)
+"""
+# One that is not done has its place at a lead, by its key. It starts over.
+START_OVER: LiteralString = """
+WITH stopped AS (
+    UPDATE leadsync.reconciliation SET cursor = NULL, phase = 'leads', counts = '{}'
+     WHERE destination_id = ANY (%(destinations)s) AND state = 'failed' AND phase = 'leads' AND cursor IS NOT NULL
+    RETURNING id)
+DELETE FROM leadsync.reconciliation_finding WHERE reconciliation_id IN (SELECT id FROM stopped)
 """
 HIDE_DELIVERIES: LiteralString = """
 UPDATE leadsync.delivery SET external_id = NULL, crm_id = NULL
@@ -172,6 +185,8 @@ def _remove(clients: Clients, destinations: Sequence[int], sought: Sought, found
     with state.transaction():
         state.execute(REMOVE_DEAD_LETTERS, values)
         state.execute(REMOVE_RETRIES, values)
+        state.execute(REMOVE_FINDINGS, values)
+        state.execute(START_OVER, values)
         state.execute(HIDE_DELIVERIES, values)
         for line, message, details in state.execute(READ_LINES, {"lines": found.lines}).fetchall():
             message, details = sought.hide([message, details], set())

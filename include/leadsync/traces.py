@@ -47,6 +47,10 @@ SELECT 'retry_queue', lead_key, count(*) FROM leadsync.retry_queue
 SELECT 'delivery', lead_key, count(*) FROM leadsync.delivery
  WHERE destination_id = ANY (%(destinations)s) AND lead_key = ANY (%(leads)s)
    AND (external_id IS NOT NULL OR crm_id IS NOT NULL) GROUP BY lead_key
+ UNION ALL
+SELECT 'reconciliation_finding', f.lead_key, count(*)
+  FROM leadsync.reconciliation_finding f JOIN leadsync.reconciliation r ON r.id = f.reconciliation_id
+ WHERE r.destination_id = ANY (%(destinations)s) AND f.lead_key = ANY (%(leads)s) GROUP BY f.lead_key
 """
 
 # The sealed records of all loads, one part after the other.

@@ -39,7 +39,8 @@ SIGNS = ("ZQAPP", "Zelda", "Quill", "zelda@", "139000077")
 # Every table, and whether it may hold anything of a lead. A new one has to be thought about here and in traces.py.
 TABLES = {
     "alembic_version": False, "dead_letter": True, "delivery": True, "operation_data": True, "operation_log": False,
-    "mended_group": False, "recovery_log": True, "retry_queue": True, "sync_operation": False, "watermark": False,
+    "mended_group": False, "reconciliation": True, "reconciliation_finding": True, "recovery_log": True,
+    "retry_queue": True, "sync_operation": False, "watermark": False,
 }  # fmt: skip
 
 
@@ -112,6 +113,15 @@ def dossier(world: World) -> None:
     insert(world, email="zelda@nowhere@")
     world.run()
     assert set(world.dead("hubspot")) == {"ASDAD:5", PERSON}
+    world.state.execute(
+        "WITH found AS (INSERT INTO leadsync.reconciliation"
+        " (destination_id, run_id, until, sample_start, sample_width, vanished, repair, state, cursor)"
+        " SELECT destination_id, 'run', now(), 0, 1, true, false, 'failed', '{ZQAPP,77}' FROM leadsync.watermark"
+        "  WHERE destination = 'hubspot' RETURNING id)"
+        " INSERT INTO leadsync.reconciliation_finding (reconciliation_id, kind, external_id, lead_key, fields, crm_ids)"
+        " SELECT id, 'missing', %s, %s, '{}', '{}' FROM found",
+        (PERSON, lead_key(PERSON)),
+    )
     world.hive.execute("UPDATE customer SET email = 'zelda@example.com' WHERE appkey = 'ZQAPP'")
     lead_store.update(world.hive, "ASDAD", 6, "Newer", None, None)
     world.run()
@@ -190,7 +200,8 @@ def test_nothing_of_the_person_is_left_and_all_else_is_as_it_was(world: World) -
     assert "a second search found nothing" in certificate["message"]
     assert removed == {"leads": 1, "removed": certificate["removed"]}
     assert set(certificate["removed"]) == set(removed["removed"]) == {
-        "dead_letter", "delivery", "operation_data", "recovery_log", "retry_queue", "snapshot",
+        "dead_letter", "delivery", "operation_data", "reconciliation_finding", "recovery_log", "retry_queue",
+        "snapshot",
     }  # fmt: skip
 
     world.hive.execute("DELETE FROM customer WHERE appkey = 'ZQAPP'")

@@ -40,8 +40,11 @@ SAVE: LiteralString = """
 UPDATE leadsync.reconciliation SET phase = %(phase)s, cursor = %(cursor)s, counts = %(counts)s WHERE id = %(id)s
 """
 
+# The cursor names a lead: one that is done keeps none.
 END: LiteralString = """
-UPDATE leadsync.reconciliation SET state = %(state)s, error = %(error)s, ended_at = now() WHERE id = %(id)s
+UPDATE leadsync.reconciliation
+   SET state = %(state)s, error = %(error)s, ended_at = now(), cursor = CASE WHEN %(state)s <> 'done' THEN cursor END
+ WHERE id = %(id)s
 """
 
 # Where the sample of the last nightly reconciliation that was done ended.

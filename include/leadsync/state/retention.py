@@ -2,7 +2,8 @@
 
 A sync operation and its log go together, so many days after its last sign of life: opened, snapshot taken, committed or
 superseded. Its snapshot has expired long before (the pipeline file is held to that), so nothing of it could be cleared
-any more. Open dead letters, the ledger, the watermarks and certificates of erasure never go.
+any more. Reconciliations stay as long, the newest of each destination longer. Open dead letters, the ledger, the
+watermarks and certificates of erasure never go.
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ DELETE FROM leadsync.recovery_log
                LIMIT %(batch)s)
 """
 
+# With their findings.
+REMOVE_RECONCILIATIONS: LiteralString = """
+DELETE FROM leadsync.reconciliation
+ WHERE id IN (SELECT id FROM leadsync.reconciliation
+               WHERE coalesce(ended_at, started_at) < now() - %(days)s * interval '1 day'
+                 AND destination_id IN (SELECT destination_id FROM leadsync.watermark WHERE pipeline = %(pipeline)s)
+                 AND id NOT IN (SELECT max(id) FROM leadsync.reconciliation GROUP BY destination_id)
+               LIMIT %(batch)s)
+"""
+
 # Snapshots that nobody needs: no operation that is current and not committed loads them (a recovery loads another's),
 # and those of committed ones have been kept for recoveries as long as they should.
 NEEDLESS_SNAPSHOTS: LiteralString = """
@@ -98,6 +109,7 @@ def remove_expired(connection: psycopg.Connection[Any], pipeline: str, keep: Ret
         **_remove_loads(connection, operations),
         "sync_operation": _remove(connection, "sync_operation", REMOVE_OPERATIONS, operations),
         "retry_queue": _remove(connection, "retry_queue", REMOVE_RETRIES, {"pipeline": pipeline}),
+        "reconciliation": _remove(connection, "reconciliation", REMOVE_RECONCILIATIONS, operations),
         "dead_letter": _remove(connection, "dead_letter", REMOVE_DEAD_LETTERS, letters),
         "recovery_log": _remove(connection, "recovery_log", REMOVE_RECOVERY_LOG, lines),
     }
