@@ -281,7 +281,9 @@ class Load:
             if records:
                 sealed = self._sealer.seal(changes.pack(self._source, records), operations.data_context(self.log.id))
                 operations.add_data(self._state, self.log, sealed)
-            if not self._held_up:
+            # A chunk that is held up is read again from its place on. Leads that waited lie before it (`read` is 0):
+            # those that ended wait no longer, so they are counted now or never.
+            if not self._held_up or group.read == 0:
                 self._letters.pass_over(group.passed_over)
                 self._count(group, len(arrived))
                 operations.save_progress(self._state, self.log)

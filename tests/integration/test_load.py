@@ -262,6 +262,30 @@ def test_leads_in_doubt_of_any_chunk_are_tried_again(world: World, monkeypatch: 
     world.assert_in_step("hubspot")
 
 
+def test_leads_that_arrive_before_a_crm_goes_away_again_are_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the leads that wait to be tried again some arrive, then the CRM fails: those that arrived wait no longer."""
+    fill(world, 250)
+    operation = world.extract()
+    world.snapshot(operation)
+    object.__setattr__(world.target("hubspot"), "in_flight", 1)
+    deliver, failing = CRMAdapter.deliver, iter([False, True, False, *[False, True, True, True]])
+
+    def sometimes(self: CRMAdapter, leads: Any, *, delete: bool = False) -> Any:
+        world.simulators["hubspot"].faults(**({"server_error": {"next": 1}} if next(failing) else {}))
+        return deliver(self, leads, delete=delete)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CRMAdapter, "deliver", sometimes)
+        for error in (TransientFailure, Unavailable):
+            with pytest.raises(error):
+                world.load(operation, "hubspot")
+    world.simulators["hubspot"].faults()
+    assert world.load(operation, "hubspot")["delivered"] == 250
+    world.assert_in_step("hubspot")
+
+
 def test_awkward_values_never_stop_a_load(world: World) -> None:
     fill(world, 30)
     rows = [
