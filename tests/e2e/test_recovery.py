@@ -68,11 +68,12 @@ def test_a_crm_that_was_emptied_is_filled_again_while_the_lead_store_is_down(air
     records = hubspot.records()
     with without_lead_store(airflow):
         hubspot.reset()
-        assert airflow.wait(airflow.trigger(), seconds=180) == "failed"
+        assert airflow.wait(airflow.trigger()) == "failed"
         run_id = recover.run(since=since, destinations=["hubspot"], resend=True)
         assert hubspot.records() == records
     counts = recover.counts(run_id, 0, "recover")
-    assert (counts["snapshots"], counts["overtaken"]) == (2, 2)
+    assert counts["snapshots"] == 2
+    assert counts["overtaken"] >= 2  # in the older snapshot: what the newer one holds too
     assert {"choose", "hubspot"} == set(recover.tasks(run_id))
     airflow.run()
     airflow.assert_in_step()
