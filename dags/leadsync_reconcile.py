@@ -27,7 +27,8 @@ What is still on its way and dead letters are no findings. `repair` delivers the
 gone; doubled records it leaves alone.
 
 **By the schedule** it looks at what changed of late and at a part of all other leads that moves on from night to night
-(`reconcile` in the pipeline file). **By hand** without `since`, `until` and `sample` it does the same.
+(`reconcile` in the pipeline file), and searches the whole ledger for leads that are gone from the lead store. **By
+hand** without `since`, `until` and `sample` it does the same. `since` and `until` say nothing of leads that are gone.
 """
 
 CRONS = reconciling.crons()

@@ -66,6 +66,26 @@ def test_without_parameters_it_does_what_the_schedule_does(airflow: Airflow, rec
     assert counts(reconcile, run_id, 0)["read"] >= 20  # all of them changed of late
 
 
+def test_the_schedule_starts_it(airflow: Airflow, reconcile: Airflow) -> None:
+    """A pipeline that is due every minute, beside one that is due at night."""
+    content = airflow.shipped()
+    soon = airflow.add("soon", {**content, "reconcile": {"cron": "* * * * *", "sample": 1}})
+    path = f"/dags/{reconcile.dag}/dagRuns?run_type=scheduled&state=success"
+
+    def runs() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = reconcile.stack.api("GET", path).json()["dag_runs"]
+        return found
+
+    try:
+        airflow.until(lambda: bool(runs()), "no scheduled run")
+        assert labels(reconcile, runs()[0]["dag_run_id"]) == {
+            "hubspot: nothing to compare",
+            "salesforce: nothing to compare",
+        }
+    finally:
+        (soon.pipelines / "soon.yaml").unlink()
+
+
 def test_one_that_could_not_compare_fails_and_goes_on_when_it_is_cleared(airflow: Airflow, reconcile: Airflow) -> None:
     fill(airflow, "QUOTED", 20)
     airflow.simulators["salesforce"].faults(quota_spent=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,19 +12,18 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from tests.support.reconciling import REPAIR, check, delete_in, fill, findings, last, silently, tamper
+from tests.support.reconciling import REPAIR, check, delete_in, fill, findings, last, tamper, watched
 from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo.generator import Generator
-from leadsync import comparison, operation_log, operations, reconcile, removal, repair
+from leadsync import comparison, operations, reconcile
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Delete
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter
 from leadsync.crm.hubspot import HubSpot
-from leadsync.errors import AccessError, BrokenMapping, QuotaExceeded, TransientFailure, TryAgain, Unavailable
+from leadsync.errors import AccessError, QuotaExceeded, Unavailable
 from leadsync.models import Kind
 from leadsync.state import fence
 
@@ -53,24 +52,6 @@ def crm(request: pytest.FixtureRequest) -> str:
 def requests(world: World, crm: str) -> int:
     """So many requests reached the CRM since its reset."""
     return int(world.simulators[crm].stats()["requests"])
-
-
-def watched(world: World, watch: Callable[[Sequence[str]], object]) -> Clients:
-    """Clients that say which records are about to be read."""
-
-    @contextmanager
-    def open_adapter(name: str) -> Iterator[CRMAdapter]:
-        with world.adapter(name) as adapter:
-            fetch = adapter.fetch
-
-            def watching(external_ids: Sequence[str]) -> Any:
-                watch(external_ids)
-                return fetch(external_ids)
-
-            adapter.fetch = watching  # type: ignore[method-assign]
-            yield adapter
-
-    return replace(world.clients, open_adapter=open_adapter)
 
 
 @contextmanager
@@ -148,6 +129,22 @@ def test_a_lead_that_changes_between_the_two_readings_is_pending(world: World, c
                 other.run()
 
         assert check(world, crm, clients=watched(world, change)) == {"read": 5, "in_step": 4, "pending": 1}
+
+
+def test_no_crm_is_called_inside_a_transaction(world: World, crm: str) -> None:
+    """It would hold the safe bound back for as long as a CRM answers."""
+    fill(world, 15)
+    tamper(world, crm)
+    open_ones = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid()"
+    seen: list[int] = []
+
+    def look(external_ids: Sequence[str]) -> None:
+        row = world.hive.execute(open_ones + " AND backend_type = 'client backend'").fetchone()
+        seen.append(row[0] if row else -1)
+
+    check(world, crm, clients=watched(world, look))
+    assert len(seen) >= 4
+    assert set(seen) == {0}
 
 
 # Trouble -------------------------------------------------------------------------------------------------------------
@@ -294,120 +291,3 @@ def test_two_of_one_destination_do_not_overlap(world: World) -> None:
         with pytest.raises(Unavailable, match="another reconciliation of this destination"):
             waiting.__enter__()
         assert check(world, "salesforce") == {"read": 5, "in_step": 5}
-
-
-# Repairing -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_repair_that_failed_is_taken_up_again(world: World, crm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair, "BATCH", 4)
-    fill(world, 35)
-    world.run()
-    silently(world, "UPDATE customer SET name = 'Unseen' WHERE uid <= 10")
-    world.hive.execute("DELETE FROM customer WHERE uid > 30")
-
-    def fail(external_ids: Sequence[str]) -> None:
-        if "A\\:B:7" in external_ids:
-            world.simulators[crm].faults(reject={"rate": 1})
-
-    object.__setattr__(world.target(crm), "max_rejected_floor", 2)
-    with pytest.raises(BrokenMapping):
-        check(world, crm, REPAIR, "nightly-1", clients=watched(world, fail))
-    row = last(world)
-    assert row["state"] == "failed"
-    assert row["counts"]["stale"] >= 4
-    world.simulators[crm].faults()
-    counts = check(world, crm, REPAIR, "nightly-1")
-    assert counts == {"read": 30, "in_step": 20, "stale": 10, "vanished": 5, "hard_deleted": 5, "repaired": 15}
-    world.assert_in_step(crm)
-    assert check(world, crm) == {"read": 30, "in_step": 30}
-
-
-def test_a_lead_that_is_refused_becomes_a_dead_letter_and_stops_nothing(world: World, crm: str) -> None:
-    fill(world, 5)
-    world.run()
-    silently(world, "UPDATE customer SET name = 'Unseen' WHERE uid <= 2")
-    world.simulators[crm].faults(reject={"external_ids": ["A\\:B:1", "A\\:B:2"]})
-    assert check(world, crm, REPAIR) == {"read": 5, "in_step": 3, "stale": 2}
-    assert set(world.dead(crm)) == {"A\\:B:1", "A\\:B:2"}
-    assert not any(mended for _, _, mended in findings(world).values())
-    assert check(world, crm) == {"read": 5, "in_step": 3, "dead_letters": 2}
-
-
-def test_a_lead_that_came_back_is_not_deleted(world: World, crm: str) -> None:
-    fill(world, 5)
-    world.run()
-    world.hive.execute("DELETE FROM customer WHERE uid <= 2")
-    looks = 0
-
-    def comes_back(external_ids: Sequence[str]) -> None:
-        """Before the second look: the first lead is back by then. After it: the second."""
-        nonlocal looks
-        looks += "A\\:B:1" in external_ids
-        if looks == 2:
-            world.hive.execute("INSERT INTO customer (appkey, uid, name) VALUES ('A:B', 1, 'Back')")
-
-    counts = check(world, crm, REPAIR, clients=watched(world, comes_back))
-    assert counts == {"read": 3, "in_step": 3, "vanished": 2, "hard_deleted": 1, "repaired": 1}
-    assert "A\\:B:1" in world.simulators[crm].records()
-    world.hive.execute("INSERT INTO customer (appkey, uid, name) VALUES ('A:B', 2, 'Back too')")
-    removal.remove(world.clients, world.pipeline, "manual-1", crm, ["A\\:B:1", "A\\:B:2"])
-    assert "A\\:B:1" in world.simulators[crm].records()
-    world.run()
-    world.assert_in_step(crm)
-
-
-def test_a_delete_of_a_vanished_lead_outlives_older_snapshots(world: World, crm: str) -> None:
-    fill(world, 5)
-    world.run()
-    old = world.extract(since="2020-01-01T00:00:00Z", resend=True)
-    world.snapshot(old)
-    world.hive.execute("DELETE FROM customer WHERE uid = 2")
-    assert check(world, crm, REPAIR)["repaired"] == 1
-    assert world.load(old, crm)["overtaken"] == 1
-    world.assert_in_step(crm)
-
-
-def test_what_was_deleted_is_in_the_operation_log(world: World, crm: str) -> None:
-    fill(world, 2)
-    world.run()
-    world.hive.execute("DELETE FROM customer WHERE uid = 2")
-    check(world, crm, REPAIR)
-    row = world.state.execute("SELECT repair_id FROM leadsync.reconciliation_finding").fetchone()
-    assert row is not None
-    (entry,) = operation_log.read(world.state, world.sealer, str(row[0]))
-    assert (entry["destination"], entry["result"]) == (crm, 1)
-    assert entry["data"] == ["delete from customer where appkey='A:B' and uid=2"]
-
-
-def test_records_that_can_not_be_deleted_now_are_tried_again(world: World, crm: str) -> None:
-    fill(world, 2)
-    world.run()
-    world.hive.execute("DELETE FROM customer WHERE uid = 2")
-    world.simulators[crm].faults(lose_reply={"next": 1})
-    with pytest.raises(TransientFailure, match="1 records could not be deleted now"):
-        check(world, crm, REPAIR, "nightly-1")
-    assert last(world)["counts"]["hard_deleted"] == 1
-    counts = check(world, crm, REPAIR, "nightly-1")
-    assert (counts["hard_deleted"], counts["repaired"]) == (1, 1)
-    world.assert_in_step(crm)
-    world.simulators[crm].faults(down=True)
-    with pytest.raises(TryAgain):
-        removal.remove(world.clients, world.pipeline, "manual-1", crm, ["A\\:B:2"])
-
-
-def test_where_a_delete_is_a_mark_a_vanished_lead_is_marked(world: World, crm: str) -> None:
-    field = {"hubspot": "leadsync_deleted", "salesforce": "Deleted__c"}[crm]
-    object.__setattr__(world.target(crm), "on_delete", Delete(mode="field", field=field, value=True))
-    fill(world, 3)
-    world.run()
-    world.hive.execute("DELETE FROM customer WHERE uid = 2")
-    world.hive.execute("UPDATE customer SET is_delete = true WHERE uid = 3")
-    world.run()
-    assert check(world, crm, REPAIR) == {"read": 2, "in_step": 2, "vanished": 1, "hard_deleted": 1, "repaired": 1}
-    assert world.simulators[crm].records()["A\\:B:2"][field] in (True, "true")
-    assert check(world, crm) == {"read": 2, "in_step": 2, "vanished": 1}
-    # A record that is not there is not made anew to be marked.
-    delete_in(world, crm, "A\\:B:2")
-    removal.remove(world.clients, world.pipeline, "manual-1", crm, ["A\\:B:2"])
-    assert "A\\:B:2" not in world.simulators[crm].records()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leadsync import copytext
 from leadsync.config import Source
 from leadsync.errors import SourceError
-from leadsync.source import APPLICATION_NAME, LeadStore, Window
+from leadsync.source import APPLICATION_NAME, RING, LeadStore, Sample, Window
 
 Connection = psycopg.Connection[Any]
 TABLE = """
@@ -187,3 +187,53 @@ def test_whether_a_window_from_a_watermark_on_holds_a_lead(
     back = LeadStore(reader, source(watermark=column, watermark_kind=kind, bound="lag", lag=1, lookback=60))
     assert back.awaits(("A", "1"), at + 59 * second) is True
     assert back.awaits(("A", "1"), at + 62 * second) is False
+
+
+KEYS = [("A", 1), ("A", 10), ("A", 9), ("a'; --", 2), ("b\\", 3), ("Ä \t\n", 4), ("😀", 5), ("", 6)]
+
+
+def keys(lines: list[str]) -> list[tuple[str, int]]:
+    return [(row[0] or "", int(row[1] or 0)) for row in map(copytext.parse_line, lines)]
+
+
+def test_a_scan_goes_over_every_lead_once_in_the_order_of_the_key(reader: Connection, writer: Connection) -> None:
+    for appkey, uid in KEYS:
+        writer.execute("INSERT INTO customer (appkey, uid) VALUES (%s, %s)", (appkey, uid))
+    store, window, after = LeadStore(reader, source()), Window(None, datetime.now(UTC) + timedelta(hours=1)), None
+    seen: list[tuple[str, int]] = []
+    while lines := store.scan(after, 3, window, Sample()):
+        seen += keys(lines)
+        after = [seen[-1][0], str(seen[-1][1])]
+    assert seen == sorted(KEYS)
+    assert reader.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    asked = [(appkey, str(uid)) for appkey, uid in [*KEYS, ("A", 2), ("nobody", 1)]]
+    assert store.present(asked) == set(asked[:-2])
+    assert store.present([]) == set()
+    with pytest.raises(SourceError, match="does not fit the types of the key columns") as caught:
+        store.present([("A", "Ada Lovelace")])
+    assert "Ada" not in str(caught.value)
+
+
+def test_samples_part_the_leads_and_recent_ones_are_in_all_of_them(reader: Connection, writer: Connection) -> None:
+    writer.execute("INSERT INTO customer (appkey, uid) SELECT 'A', n FROM generate_series(1, 400) n")
+    writer.execute("ALTER TABLE customer DISABLE TRIGGER stamp")
+    writer.execute("UPDATE customer SET update_time = '2026-01-01Z' WHERE uid > 5")
+    writer.execute("ALTER TABLE customer ENABLE TRIGGER stamp")
+    store, window = LeadStore(reader, source()), Window(None, datetime.now(UTC) + timedelta(hours=1))
+    width, parts = RING // 4, []
+    for start in (RING - width // 2, width // 2, width // 2 + width, width // 2 + 2 * width):  # the first goes round
+        parts.append(keys(store.scan(None, 1000, window, Sample(start, width))))
+    assert sorted(lead for part in parts for lead in part) == [("A", n) for n in range(1, 401)]
+    assert all(60 < len(part) < 140 for part in parts)
+    assert store.scan(None, 1000, window, Sample(0, 0)) == []
+    recent = Sample(0, 0, datetime.now(UTC) - timedelta(hours=1))
+    assert keys(store.scan(None, 1000, window, recent)) == [("A", n) for n in range(1, 6)]
+    epoch = LeadStore(reader, source(watermark="changed", watermark_kind="epoch_s"))
+    assert len(epoch.scan(None, 1000, window, recent)) == 400
+
+
+def test_a_lead_that_is_read_by_its_key_may_have_to_be_in_a_window(reader: Connection, writer: Connection) -> None:
+    writer.execute("INSERT INTO customer (appkey, uid) VALUES ('A', 1), ('A', 2)")
+    store, now = LeadStore(reader, source()), datetime.now(UTC)
+    for window, found in (None, 1), (Window(None, now + timedelta(hours=1)), 1), (Window(None, now - timedelta(1)), 0):
+        assert len(list(store.read([("A", "1"), ("A", "7")], window))) == found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from demo import lead_store
 from leadsync import reconcile
 from leadsync.clients import Clients
+from leadsync.crm.base import CRMAdapter
 from leadsync.reconcile_request import Request
 from tests.contract.calls import CONTACTS, Client
 from tests.support.world import World
@@ -89,3 +93,21 @@ def tamper(world: World, crm: str) -> dict[str, str]:
         "A\\:B:1": "wrongly_deleted", "A\\:B:2": "changed_by_hand", "A\\:B:3": "stale", "A\\:B:4": "wrongly_alive",
         "A\\:B:105": "missing", "A\\:B:6": "hard_deleted",
     }  # fmt: skip
+
+
+def watched(world: World, watch: Callable[[Sequence[str]], object]) -> Clients:
+    """Clients that say which records are about to be read."""
+
+    @contextmanager
+    def open_adapter(name: str) -> Iterator[CRMAdapter]:
+        with world.adapter(name) as adapter:
+            fetch = adapter.fetch
+
+            def watching(external_ids: Sequence[str]) -> Any:
+                watch(external_ids)
+                return fetch(external_ids)
+
+            adapter.fetch = watching  # type: ignore[method-assign]
+            yield adapter
+
+    return replace(world.clients, open_adapter=open_adapter)
