@@ -44,6 +44,7 @@ PARAMETERS = {
     dag_id="leadsync_replay",
     schedule="@hourly",
     catchup=False,
+    max_active_runs=4,
     params=PARAMETERS,
     default_args=runtime.TASKS,
     tags=["leadsync"],

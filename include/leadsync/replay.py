@@ -84,7 +84,7 @@ def choose(
     numbers = {name: marks[name].destination_id for name in choice.destinations if name in marks}
     if not (choice.group or choice.external_ids or choice.everything):
         raise ConfigError(f"choose `group`, `external_ids` or `all`; {_listing(state, numbers)}")
-    _check_ids(state, numbers, choice.external_ids)
+    _check_ids(state, numbers, choice)
     sequence, found = replays.last_sequence(state), []
     for name, number in numbers.items():
         selection = Selection(sequence, None, choice.group, _keys(choice.external_ids))
@@ -227,13 +227,14 @@ def _keys(external_ids: Sequence[str]) -> list[UUID] | None:
     return list(map(lead_key, external_ids)) or None
 
 
-def _check_ids(state: psycopg.Connection[Any], numbers: Mapping[str, int], external_ids: Sequence[str]) -> None:
+def _check_ids(state: psycopg.Connection[Any], numbers: Mapping[str, int], choice: Choice) -> None:
     """Raises ConfigError for the first lead that has no open dead letter in any of the destinations."""
-    known = replays.look_up(state, list(numbers.values()), list(map(lead_key, external_ids))) if external_ids else {}
-    for external_id in external_ids:
+    keys = _keys(choice.external_ids)
+    known = replays.look_up(state, list(numbers.values()), keys) if keys else {}
+    for external_id in choice.external_ids:
         found = known.get(lead_key(external_id))
         if found is None:
-            raise ConfigError(f"there is no dead letter of {external_id!r} in {', '.join(numbers)}")
+            raise ConfigError(f"there is no dead letter of {external_id!r} in {', '.join(choice.destinations)}")
         if found.resolved_at is not None:
             raise ConfigError(
                 f"the dead letter of {external_id!r} was resolved at "
