@@ -31,7 +31,9 @@ def test_the_daily_work_and_an_erasure(airflow: Airflow) -> None:
 
     run_id = maintenance.trigger(pipeline="leads", erase=[person])
     assert maintenance.wait(run_id) == "failed"
-    tasks = {task["task_id"]: task for task in maintenance.task_instances(run_id)}
+    # Those of a pipeline whose file another test took away are `removed`.
+    instances = [task for task in maintenance.task_instances(run_id) if task["state"] != "removed"]
+    tasks = {task["task_id"]: task for task in instances}
     assert {name: task["state"] for name, task in tasks.items()} == {
         "erase": "failed", "retention": "success", "snapshots": "success", "vacuum": "success",
     }  # fmt: skip
@@ -40,9 +42,8 @@ def test_the_daily_work_and_an_erasure(airflow: Airflow) -> None:
     assert f"{person} is alive in the lead store: delete it there" in maintenance.log(run_id, "erase")
     assert certificates(airflow) == []
     counts = returned(maintenance, run_id, "retention", 0)
-    assert counts == dict.fromkeys(
-        ("operation_data", "operation_log", "sync_operation", "retry_queue", "dead_letter", "recovery_log"), 0
-    )
+    assert "reconciliation" in counts
+    assert set(counts.values()) == {0}
     assert returned(maintenance, run_id, "snapshots", 0)["dropped"] == 0
 
     lead_store.delete(airflow.hive, "ERASED", uid)
