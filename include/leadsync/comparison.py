@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -23,7 +23,7 @@ from leadsync.copytext import parse_line
 from leadsync.crm.base import CRMAdapter
 from leadsync.crm.http import RequestFailed
 from leadsync.errors import Unavailable
-from leadsync.mapping import DELETED, Mapped, Mapper, MappingFailure, split_key
+from leadsync.mapping import DELETED, Mapped, Mapper, MappingFailure, lead_key, split_key
 from leadsync.models import Finding, Kind, Record
 from leadsync.source import LeadStore, Window
 from leadsync.state import dead_letters, ledger, reconciliation
@@ -38,10 +38,15 @@ PAUSES = (1.0, 4.0)
 
 @dataclass(slots=True)
 class Page:
-    """What became of the leads of one page: `counts` sum up to those that were read."""
+    """What became of the leads of one page: `counts` sum up to those that were read.
+
+    `distrusted` are leads (key → sequence) that are no finding, but of which the ledger shows another state as
+    delivered than the CRM has. Nothing is amiss until the lead takes on that state again: it would look unchanged.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
+    distrusted: dict[UUID, int] = field(default_factory=dict)
 
     def found(self, finding: Finding) -> None:
         self.counts[finding.kind.value] += 1
@@ -89,10 +94,14 @@ class Comparison:
     def leads(self, lines: Sequence[str]) -> Page:
         """Compares leads of the lead store that lie below the destination's watermark."""
         page = Page(Counter(read=len(lines)))
-        due = self._due(self._candidates(lines, page), page)
+        candidates = self._candidates(lines, page)
+        entries = ledger.look(self._state, self._mark.destination_id, [each.mapped.key for each in candidates])
+        due = self._due(candidates, entries, page)
         records = self._fetch([each.mapped.external_id for each in due])
         suspects = [each for each in due if self._judge(each.mapped, records, None)]
         page.counts["in_step"] += len(due) - len(suspects)
+        found = {each.mapped.key for each in suspects}
+        self._distrust(page, {e.mapped.key: e.mapped.digest for e in due if e.mapped.key not in found}, entries)
         if suspects:
             self._look_again(suspects, page)
         return page
@@ -115,24 +124,33 @@ class Comparison:
 
     def _candidates(self, lines: Iterable[str], page: Page) -> list[Candidate]:
         candidates = []
+        aside: dict[UUID, UUID | None] = {}
         for line in lines:
             row = parse_line(line)
-            if not self._mapper.routed(row):
-                page.counts["not_routed"] += 1
-                continue
+            routed = self._mapper.routed(row)
             try:
-                mapped = self._mapper.map(row)
+                mapped = self._mapper.map(row) if routed else None
             except MappingFailure:
-                page.counts["unmappable"] += 1
+                mapped = None
+            if mapped:
+                candidates.append(Candidate(line, self.key(line), mapped))
                 continue
-            candidates.append(Candidate(line, self.key(line), mapped))
+            page.counts["unmappable" if routed else "not_routed"] += 1
+            aside[lead_key(self._mapper.external_id(row))] = None
+        self._distrust(page, aside, ledger.look(self._state, self._mark.destination_id, list(aside)))
         return candidates
 
-    def _due(self, candidates: Sequence[Candidate], page: Page) -> list[Candidate]:
+    def _distrust(self, page: Page, states: Mapping[UUID, UUID | None], entries: Mapping[UUID, Entry]) -> None:
+        """Leads with the hash of their state, None when it is not for this CRM: whose entry shows another one?"""
+        for key, digest in states.items():
+            entry = entries.get(key)
+            if entry is not None and entry.digest not in (None, digest):
+                page.distrusted[key] = entry.sequence
+
+    def _due(self, candidates: Sequence[Candidate], known: Mapping[UUID, Entry], page: Page) -> list[Candidate]:
         """Without dead letters, and without leads from before the destination's start that nobody delivered to it."""
         keys = [each.mapped.key for each in candidates]
         dead = dead_letters.open_among(self._state, self._mark.destination_id, keys)
-        known = ledger.look(self._state, self._mark.destination_id, keys)
         page.counts["dead_letters"] += len(dead)
         due = [each for each in candidates if each.mapped.key not in dead]
         start = self._mark.starts_at

@@ -12,7 +12,7 @@ import structlog
 
 from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
-from leadsync.load import GROUP_ROWS
+from leadsync.groups import GROUP_ROWS
 from leadsync.mapping import Mapped, Mapper, MappingFailure
 from leadsync.source import LeadStore, Window
 from leadsync.state import ledger, watermark

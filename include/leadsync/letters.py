@@ -38,12 +38,13 @@ class Letters:
         self._id = destination_id
         self.reasons: Counter[str] = Counter()
 
-    def unmapped(self, external_id: str, line: str, failure: MappingFailure) -> DeadLetter:
+    def unmapped(self, external_id: str, line: str, failure: MappingFailure, sequence: int) -> DeadLetter:
         """For a row that can't be turned into a record: keeps the row itself."""
         key = lead_key(external_id)
         return DeadLetter(
             lead_key=key,
             external_id=external_id,
+            sequence=sequence,
             reason="mapping",
             code=None,
             field=failure.field,
@@ -53,13 +54,21 @@ class Letters:
         )
 
     def undelivered(
-        self, mapped: Mapped, reason: str, attempts: int, code: str | None, field: str | None, message: str | None
+        self,
+        mapped: Mapped,
+        sequence: int,
+        reason: str,
+        attempts: int,
+        code: str | None,
+        field: str | None,
+        message: str | None,
     ) -> DeadLetter:
         """For a record that the CRM did not take: keeps it as it was sent."""
         payload = orjson.dumps({"delete": mapped.delete, "fields": mapped.fields})
         return DeadLetter(
             lead_key=mapped.key,
             external_id=mapped.external_id,
+            sequence=sequence,
             reason=reason,
             code=code,
             field=field,
@@ -70,7 +79,7 @@ class Letters:
 
     def bury(self, letters: Sequence[DeadLetter]) -> None:
         """Writes dead letters, and a line of the recovery log for each kind of failure among them."""
-        dead_letters.bury(self._state, self._id, self._operation.sync_id, self._operation.sequence or 0, letters)
+        dead_letters.bury(self._state, self._id, self._operation.sync_id, letters)
         groups: dict[str, list[str]] = {}
         for letter in letters:
             why = " ".join(filter(None, (letter.reason, letter.code, letter.field)))
@@ -86,6 +95,14 @@ class Letters:
         if resolved:
             message = f"{len(resolved)} dead letters were delivered"
             self.remember("resolved", message, {"external_ids": resolved[:NAMED]})
+
+    def close(self, sequence: int, keys: Sequence[UUID]) -> None:
+        """Closes the dead letters of leads that are not routed here in the state that was read under `sequence`."""
+        resolution = f"not routed to {self._destination} any more"
+        closed = dead_letters.close(self._state, self._id, sequence, keys, resolution)
+        if closed:
+            message = f"{len(closed)} dead letters were closed: {resolution}"
+            self.remember("resolved", message, {"external_ids": closed[:NAMED]})
 
     def pass_over(self, external_ids: Sequence[str]) -> None:
         """Tells which leads a recovery did not send since a newer state was delivered that it does not hold."""

@@ -8,65 +8,31 @@ dies goes on where it had settled last. While one group is under way the next is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from uuid import UUID
 
 import structlog
 
 from leadsync import changes
+from leadsync.claiming import Claiming, Reread
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
-from leadsync.copytext import parse_line
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
+from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
-from leadsync.mapping import Mapped, Mapper, MappingFailure, Row, lead_key
+from leadsync.mapping import Mapper
 from leadsync.models import Lead, Outcome, Status
 from leadsync.sending import Sender, request_failed
-from leadsync.state import dead_letters, ledger, operations, redeliveries
-from leadsync.state.dead_letters import MAX_ATTEMPTS, NAMELESS, DeadLetter, Retry
+from leadsync.state import dead_letters, ledger, operations
+from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
 from leadsync.state.fence import Fence
 from leadsync.state.operations import Counts, LoadLog, Operation
 
 log = structlog.get_logger(__name__)
 
-# Rows that are claimed, and settled, in one transaction.
-GROUP_ROWS = 10_000
 # Leads that failed before travel in smaller batches, at last alone: one lead that makes a CRM fail harms no other.
 BATCH_SHARES = (1.0, 0.1, 0.0)
-
-# Reads leads (by their key columns' values) anew from the lead store, under the pipeline's lock and so under a new
-# sequence: (sequence, COPY lines).
-Reread = Callable[[Sequence[Sequence[str]]], tuple[int, list[str]]]
-
-
-@dataclass(slots=True)
-class Item:
-    """One lead on its way; `attempts` are its failures so far."""
-
-    mapped: Mapped
-    line: str
-    chunk: int
-    sequence: int
-    attempts: int
-    crm_id: str | None = None
-    outcome: Outcome | None = None
-
-
-@dataclass(slots=True)
-class Group:
-    """Some chunks, or of one chunk the leads that wait to be tried again (`read` is 0 then)."""
-
-    next_chunk: int
-    read: int = 0
-    not_routed: int = 0
-    items: list[Item] = field(default_factory=list)
-    unchanged: list[UUID] = field(default_factory=list)
-    overtaken: list[UUID] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-    batches: list[tuple[list[Item], Future[list[Outcome]]]] = field(default_factory=list)
 
 
 class Load:
@@ -85,18 +51,21 @@ class Load:
         reread: Reread | None,
     ) -> None:
         self._state = state = clients.state
-        self._snapshots = clients.snapshots
         self._sealer = clients.sealer
         self._source = pipeline.source
         self._operation = operation
         self._target = target
         self._id = destination_id
-        self._mapper = Mapper(pipeline.source, self._target)
         self._fence = fence
         self._sender = sender
-        self._reread = reread
-        self._taken_up = redeliveries.taken_up(state, operation.sync_id) if operation.kind == "recover" else set()
         self._letters = Letters(state, clients.sealer, operation, target.name, destination_id)
+        # Leads that are not routed matter one by one only where there is something to close, or to distrust.
+        follows = operation.resend or dead_letters.any_open(state, destination_id)
+        mapper = Mapper(pipeline.source, target)
+        self._reader = reader = Reader(clients.snapshots, operation.snapshot_id, mapper, follows=follows)
+        self._claiming = Claiming(
+            state, pipeline.source, operation, destination_id, fence, reader, self._letters, reread
+        )
         self._retry_after: float | None = None
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
         self.log = row
@@ -104,8 +73,9 @@ class Load:
     def run(self) -> Counts:
         """Goes over what is not settled yet. Whatever stops it, all that ended until then is settled."""
         under_way: deque[Group] = deque()
-        for group in self._groups():
-            self._claim(group)
+        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
+        for group in self._reader.groups(self.log.next_chunk, self._operation.sequence or 0, waiting):
+            self._claiming.claim(group)
             self._send(group)
             under_way.append(group)
             if len(under_way) > 1:
@@ -117,119 +87,7 @@ class Load:
         self._judge()
         return self.log.counts
 
-    # Reading ---------------------------------------------------------------------------------------------------
-
-    def _groups(self) -> Iterator[Group]:
-        """First the leads that wait to be tried again, then the chunks that are not settled yet."""
-        snapshot, sequence = self._operation.snapshot_id, self._operation.sequence or 0
-        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
-        for chunk in sorted(chunk for chunk in waiting if chunk < self.log.next_chunk):
-            group = Group(self.log.next_chunk)
-            lines = _lines(self._snapshots.chunk(snapshot, chunk))
-            self._read(group, lines, chunk, sequence, waiting[chunk], only=waiting[chunk])
-            yield group
-        group = Group(self.log.next_chunk)
-        for chunk, text in self._snapshots.chunks(snapshot, self.log.next_chunk):
-            lines = _lines(text)
-            self._read(group, lines, chunk, sequence, waiting.get(chunk, {}))
-            group.read += len(lines)
-            group.next_chunk = chunk + 1
-            if group.read >= GROUP_ROWS:
-                yield group
-                group = Group(chunk + 1)
-        if group.read:
-            yield group
-
-    def _read(
-        self,
-        group: Group,
-        lines: Sequence[str],
-        chunk: int,
-        sequence: int,
-        attempts: Mapping[UUID, int],
-        *,
-        only: Collection[UUID] | None = None,
-    ) -> None:
-        """Routes and maps rows; `only` some leads' when it is given."""
-        for line in lines:
-            row = parse_line(line)
-            if only is not None and lead_key(self._external_id(row, line)) not in only:
-                continue
-            if not self._mapper.routed(row):
-                group.not_routed += 1
-                continue
-            try:
-                mapped = self._mapper.map(row)
-            except MappingFailure as failure:
-                group.letters.append(self._letters.unmapped(self._external_id(row, line), line, failure))
-                continue
-            group.items.append(Item(mapped, line, chunk, sequence, attempts.get(mapped.key, 0)))
-
-    def _external_id(self, row: Row, line: str) -> str:
-        try:
-            return self._mapper.external_id(row)
-        except MappingFailure:
-            return f"{NAMELESS}{lead_key(line)}"
-
-    # Claiming and sending --------------------------------------------------------------------------------------
-
-    def _claim(self, group: Group) -> None:
-        items = group.items
-        claims = self._claim_under(self._operation.sequence or 0, items)
-        group.unchanged, group.overtaken = list(claims.unchanged), list(claims.overtaken)
-        group.items = _to_send(items, claims)
-        self._compare(group, items)
-        if self._reread is None:
-            # A recovery leaves the lead store alone: whoever claimed the newer state answers for it.
-            group.overtaken += claims.in_doubt
-        elif claims.in_doubt:
-            self._refresh(group, self._reread, [item for item in items if item.mapped.key in claims.in_doubt])
-
-    def _compare(self, group: Group, items: Sequence[Item]) -> None:
-        """Sees to the leads of which a newer state was delivered.
-
-        Those that can't be mapped claim nothing, and are no dead letters either. What a recovery leaves out though it
-        resends is named when the newer state is in none of its snapshots: the CRM may have lost that one.
-        """
-        unmapped = {letter.lead_key: letter.external_id for letter in group.letters}
-        resends = self._operation.kind == "recover" and self._operation.resend
-        keys = [*unmapped, *(group.overtaken if resends else ())]
-        newer = ledger.newer(self._state, self._id, self._operation.sequence or 0, keys)
-        ended = {key for key in unmapped if key in newer and (newer[key][1] or self._reread is None)}
-        group.letters = [letter for letter in group.letters if letter.lead_key not in ended]
-        group.overtaken += ended
-        if resends:
-            names = unmapped | {item.mapped.key: item.mapped.external_id for item in items}
-            lost = [key for key, (sequence, delivered) in newer.items() if delivered and sequence not in self._taken_up]
-            group.passed_over = [names[key] for key in lost]
-
-    def _claim_under(self, sequence: int, items: Sequence[Item]) -> ledger.Claims:
-        leads = [(item.mapped.key, item.mapped.digest, item.mapped.external_id) for item in items]
-        with self._state.transaction():
-            self._fence.busy()
-            return ledger.claim(self._state, self._id, sequence, leads, resend=self._operation.resend)
-
-    def _refresh(self, group: Group, reread: Reread, doubtful: Sequence[Item]) -> None:
-        """Leads that a newer snapshot has claimed but is not known to have delivered: their present state is sent."""
-        places = [self._source.columns.index(name) for name in self._source.key]
-        rows = [parse_line(item.line) for item in doubtful]
-        sequence, lines = reread([[row[place] or "" for place in places] for row in rows])
-        attempts = {item.mapped.key: item.attempts for item in doubtful}
-        chunks = {item.mapped.key: item.chunk for item in doubtful}
-        fresh = Group(group.next_chunk)
-        self._read(fresh, lines, 0, sequence, attempts)
-        for item in fresh.items:
-            item.chunk = chunks[item.mapped.key]  # where its next try looks for it
-        claims = self._claim_under(sequence, fresh.items)
-        group.items += _to_send(fresh.items, claims)
-        group.unchanged += claims.unchanged
-        group.letters += fresh.letters
-        group.not_routed += fresh.not_routed
-        present = {lead_key(self._external_id(parse_line(line), line)) for line in lines}
-        for item in doubtful:
-            if item.mapped.key not in present:
-                gone = self._letters.undelivered(item.mapped, "failed", 1, "gone_from_lead_store", None, None)
-                group.letters.append(gone)
+    # Sending ---------------------------------------------------------------------------------------------------
 
     def _send(self, group: Group) -> None:
         """Leads that never failed first; deletes apart from the rest."""
@@ -263,7 +121,8 @@ class Load:
             mapped = item.mapped
             if outcome.status is Status.REJECTED:
                 why = (outcome.code, outcome.field, outcome.message)
-                group.letters.append(self._letters.undelivered(mapped, "rejected", item.attempts + 1, *why))
+                letter = self._letters.undelivered(mapped, item.sequence, "rejected", item.attempts + 1, *why)
+                group.letters.append(letter)
             elif outcome.status is not Status.TRANSIENT:
                 entry = (mapped.key, mapped.digest, outcome.crm_id, outcome.status is Status.DELETED)
                 delivered.setdefault(item.sequence, []).append(entry)
@@ -274,6 +133,8 @@ class Load:
             for sequence, entries in delivered.items():
                 ledger.settle(self._state, self._id, sequence, entries)
             self._letters.resolve(arrived + group.unchanged)
+            for sequence, keys in group.nothing_due.items():
+                self._letters.close(sequence, keys)
             group.letters += self._queue(failed)
             self._letters.bury(group.letters)
             ended = [*arrived, *group.unchanged, *group.overtaken, *(letter.lead_key for letter in group.letters)]
@@ -310,7 +171,7 @@ class Load:
             item, outcome = failed[key]
             if attempts >= MAX_ATTEMPTS:
                 why = (outcome.code, outcome.field, outcome.message)
-                letters.append(self._letters.undelivered(item.mapped, "failed", attempts, *why))
+                letters.append(self._letters.undelivered(item.mapped, item.sequence, "failed", attempts, *why))
         return letters
 
     def _count(self, group: Group, delivered: int) -> None:
@@ -357,14 +218,3 @@ class Load:
             f"{target.name}: {counts.dead} of {routed} leads became dead letters ({reasons or 'in an earlier try'}): "
             "the field mapping or the CRM's set-up is broken; mend it, then clear this task or let the next run do it"
         )
-
-
-def _lines(text: bytes) -> list[str]:
-    return text.decode().split("\n")[:-1]
-
-
-def _to_send(items: Sequence[Item], claims: ledger.Claims) -> list[Item]:
-    chosen = [item for item in items if item.mapped.key in claims.send]
-    for item in chosen:
-        item.crm_id = claims.send[item.mapped.key]
-    return chosen

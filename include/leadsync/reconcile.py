@@ -158,6 +158,8 @@ class _Run:
         with self._state.transaction():
             reconciliation.add(self._state, row, kept)
             reconciliation.save(self._state, row)
+            if row.scope.repair:
+                ledger.distrust(self._state, self._mark.destination_id, page.distrusted)
         self._mend(at_least=repair.BATCH)
 
     def _mend(self, at_least: int = 1) -> None:

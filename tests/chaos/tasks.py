@@ -12,8 +12,7 @@ import psycopg
 import redis
 import requests  # noqa: F401 - imported before a worker is forked, for it takes long
 
-from leadsync import load as loading
-from leadsync import operations, parking, snapshot
+from leadsync import groups, operations, parking, snapshot
 from leadsync.clients import Clients
 from leadsync.config import Pipeline, load_pipeline
 from leadsync.crm import http, registry
@@ -47,7 +46,7 @@ Opened = Mapping[str, Any]
 def make_small() -> None:
     """Sizes and times at which a few dozen leads and some seconds hold every case."""
     snapshot.CHUNK_BYTES = 200  # two leads
-    loading.GROUP_ROWS = 4
+    groups.GROUP_ROWS = 4
     HubSpot.max_batch = Salesforce.max_batch = 3
     http.FIRST_WAIT = 0.05
     fence.CHECK_SECONDS = 0.5

@@ -192,11 +192,13 @@ def test_a_backfill_moves_no_watermark_and_sends_no_older_state(world: World) ->
     counts = world.run(since="2020-01-01T00:00:00Z")
     assert counts["hubspot"]["unchanged"] == 10
     assert world.run(since="2020-01-01T00:00:00Z", resend=True)["hubspot"]["delivered"] == 10
-    old = world.extract(since="2020-01-01T00:00:00Z", resend=True)
-    world.snapshot(old)
+    old = [world.extract(since="2020-01-01T00:00:00Z", resend=resend) for resend in (False, True)]
+    for operation in old:
+        world.snapshot(operation)
     lead_store.update(world.hive, "ASDAD", 7, "Newer", "1", None)
     world.run(destinations=["hubspot"])
-    assert world.load(old, "hubspot")["overtaken"] == 1
+    assert world.load(old[0], "hubspot")["overtaken"] == 1
+    assert world.load(old[1], "hubspot")["delivered"] == 10  # of one lead what it is by now
     world.assert_in_step("hubspot")
     assert world.watermark("salesforce") == before
 
@@ -311,6 +313,39 @@ def test_a_row_that_cannot_be_mapped_is_a_dead_letter(world: World) -> None:
     counts = world.run(destinations=["hubspot"])
     assert counts["hubspot"]["dead"] == 1
     assert world.dead("hubspot") == {"ASDAD:4": "mapping"}
+
+
+def test_a_dead_letter_is_closed_when_its_lead_is_not_routed_any_more(world: World) -> None:
+    fill(world, 3)
+    world.simulators["hubspot"].faults(reject={"external_ids": ["ASDAD:2"]})
+    world.run()
+    old = world.extract(since="2020-01-01T00:00:00Z")
+    world.snapshot(old)
+    object.__setattr__(world.target("hubspot"), "route", {"name": ("Lead 1", "Lead 2")})
+    lead_store.update(world.hive, "ASDAD", 2, "Not for HubSpot", None, None)
+    assert world.load(old, "hubspot")["dead"] == 1  # the state that it has read is still for HubSpot
+    assert world.run()["hubspot"]["not_routed"] == 1
+    assert world.dead("hubspot") == {}
+
+
+def test_the_letter_of_a_lead_that_was_read_again_is_as_new_as_what_was_read(world: World) -> None:
+    """An older state that arrives later resolves nothing."""
+    fill(world, 3)
+    world.hive.execute("UPDATE customer SET phone = uid")
+    target = world.target("hubspot")
+    fields = {**target.fields, "leadsync_uid": FieldMapping(column="phone", transform=("integer",))}
+    object.__setattr__(target, "fields", fields)
+    old = world.extract()
+    world.snapshot(old)
+    run = world.extract()
+    world.snapshot(run)
+    world.simulators["hubspot"].faults(lose_reply={"next": 1})
+    with pytest.raises((Unavailable, TransientFailure)):
+        world.load(run, "hubspot")
+    world.hive.execute("UPDATE customer SET phone = 'none' WHERE uid = 2")
+    assert world.load(old, "hubspot")["dead"] == 1
+    assert world.load(run, "hubspot")["dead"] == 0
+    assert world.dead("hubspot") == {"ASDAD:2": "mapping"}
 
 
 def test_a_dry_run_sends_and_writes_nothing(world: World) -> None:

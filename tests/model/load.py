@@ -125,6 +125,8 @@ class Load:
         operation, entry = self._operation, self._standing.ledger.get(row.lead)
         routed, mapped = self._destination.routed(row), self._destination.mapped(row)
         newer = entry if entry and entry.sequence > sequence else None
+        if newer and self._resends() and operation.kind != "recover" and obeys("resend_rereads"):
+            return "in doubt"
         if not routed:
             (self._skip if newer else self._leave_in_doubt)(parcel)
             return "not routed"
@@ -151,8 +153,9 @@ class Load:
 
     def _leave_in_doubt(self, parcel: Parcel) -> None:
         """A resend trusts no hash, also where it has nothing to send."""
-        if self._resends() and parcel.row.lead in self._standing.ledger and self._obeys("resend_leaves_doubt"):
-            self._standing.ledger[parcel.row.lead] = Entry(parcel.sequence, None)
+        entry = self._standing.ledger.get(parcel.row.lead)
+        if entry and self._resends() and self._obeys("resend_leaves_doubt"):
+            self._standing.ledger[parcel.row.lead] = Entry(entry.sequence, None)
 
     def _resends(self) -> bool:
         rule = "repair_resends" if self._operation.kind == "repair" else "resend"
@@ -172,8 +175,7 @@ class Load:
             self._before_request()
             verb = "upsert"
             if not self._destination.crm.upserts:
-                verb = "update" if self._destination.crm.records.get(parcel.row.lead) else "create"
-                yield
+                verb = yield from self._search(parcel.row.lead)
                 self._before_request()
             parcel.request = worker.world.send(self._destination.crm, parcel.row, verb)
             worker.requests.append(parcel.request)
@@ -184,6 +186,16 @@ class Load:
         sent = [parcel.request for parcel in parcels if parcel.request]
         while any(answer(request, self._world.now) is None for request in sent):
             yield
+
+    def _search(self, lead: int) -> Generator[None, None, str]:
+        crm = self._destination.crm
+        verb = "update" if crm.records.get(lead) else "create"
+        crm.searches += 1
+        try:
+            yield
+        finally:
+            crm.searches -= 1
+        return verb
 
     def _before_request(self) -> None:
         if self._obeys("fence_checked") and self._world.now - self._worker.confirmed > CHECK:

@@ -28,6 +28,8 @@ Ledger
 - `resend`: a resend does not compare hashes; they speak of what the CRM has lost since.
 - `resend_leaves_doubt`: a resend clears the hash also where it has nothing to send (not routed, not mappable); else
   the lead looks unchanged when it comes back.
+- `resend_rereads`: a resend that was overtaken reads the lead again; what overtook it may have been taken for
+  unchanged, by a hash that speaks of what the CRM has lost since.
 - `resend_fenced`: a resend does compare sequences; what is older goes back however much it is wanted.
 
 Fence

@@ -181,6 +181,8 @@ class Walk:
             crm.back_up()
         elif self._happens("damage", 0.006):
             lead = self._chance.choice([None, *LEADS])
+            if lead is None and crm.searches:
+                return  # no client can help it: the create that follows makes a second record (docs/reliability.md)
             world.note("CRM %d loses %s", crm.name, "what came after its backup" if lead is None else f"lead {lead}")
             crm.lose(lead)
 
@@ -212,6 +214,7 @@ class Walk:
                 self._heal(destination, chance.choice(["repair", *self._recovery]))
         world.note("calm")
         world.calm = True
+        world.tick()  # whoever still writes commits
         ill = chance.choice([None, "down", "sick"])
         if ill:
             self._islands(chance.choice(world.destinations), ill)
@@ -222,8 +225,8 @@ class Walk:
                 way = chance.choice(["repair", "backfill", *self._recovery])
                 self._heal(destination, way)
                 repaired |= {destination.name} if way == "repair" else set()
-        self._finish("replay", world.known)  # what stays open then has a reason that holds
         self._wait("for the last workers", self._at_rest, runs=0)
+        self._finish("replay", world.known)  # what stays open then has a reason that holds
         for destination in world.destinations:
             checks.in_step(world, destination, repaired=destination.name in repaired)
 

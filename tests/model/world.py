@@ -122,6 +122,7 @@ class Crm:
         self.sick = False  # answers the probe and takes nothing: its quota is spent
         self.backup: dict[int, list[int]] = {}
         self.damaged = False  # has lost what it once accepted
+        self.searches = 0  # senders that have searched and not yet sent what follows from it
 
     def refuses(self, value: int) -> bool:
         """Whether the CRM says that the data is wrong."""

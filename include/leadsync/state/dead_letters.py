@@ -38,6 +38,10 @@ SELECT lead_key FROM leadsync.dead_letter
  WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s) AND resolved_at IS NULL
 """
 
+ANY_OPEN: LiteralString = """
+SELECT EXISTS (SELECT FROM leadsync.dead_letter WHERE destination_id = %(destination)s AND resolved_at IS NULL)
+"""
+
 # A dead letter is resolved by itself when the lead is delivered, in a state that is no older than the letter's.
 RESOLVE: LiteralString = """
 UPDATE leadsync.dead_letter l
@@ -77,6 +81,7 @@ class DeadLetter:
 
     lead_key: UUID
     external_id: str
+    sequence: int  # under which the state was read that could not be delivered
     reason: str  # rejected, mapping or failed
     code: str | None
     field: str | None
@@ -130,6 +135,12 @@ def forget_retries(
         connection.execute(FORGET_RETRIES, values)
 
 
+def any_open(connection: psycopg.Connection[Any], destination: int) -> bool:
+    """Whether the destination has an open dead letter."""
+    ((found,),) = connection.execute(ANY_OPEN, {"destination": destination}).fetchall()
+    return bool(found)
+
+
 def open_among(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> set[UUID]:
     """Which of these leads are open dead letters of the destination."""
     values = {"destination": destination, "lead_keys": list(lead_keys)}
@@ -156,9 +167,7 @@ def close(
     return [row[0] for row in connection.execute(CLOSE, values)]
 
 
-def bury(
-    connection: psycopg.Connection[Any], destination: int, sync_id: str, sequence: int, letters: Sequence[DeadLetter]
-) -> None:
+def bury(connection: psycopg.Connection[Any], destination: int, sync_id: str, letters: Sequence[DeadLetter]) -> None:
     """Keeps leads for a person; a lead's open dead letter is renewed."""
     if not letters:
         return
@@ -166,7 +175,6 @@ def bury(
         {
             "destination": destination,
             "sync_id": sync_id,
-            "sequence": sequence,
             **{name: getattr(letter, name) for name in DeadLetter.__slots__},
         }
         for letter in letters

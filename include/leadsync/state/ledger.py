@@ -7,7 +7,7 @@ All run inside the caller's transaction, a chunk of leads at a time: COPY into a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
@@ -63,6 +63,14 @@ UPDATE leadsync.delivery d
  WHERE d.destination_id = %(destination)s AND d.lead_key = s.lead_key AND d.sequence = %(sequence)s
 """
 
+
+# Forgets what was accepted, of leads that nobody has claimed under a higher sequence than the one given.
+DISTRUST: LiteralString = """
+UPDATE leadsync.delivery d SET digest = NULL
+  FROM unnest(%(lead_keys)s::uuid[], %(sequences)s::bigint[]) AS t (lead_key, sequence)
+ WHERE d.destination_id = %(destination)s AND d.lead_key = t.lead_key AND d.sequence <= t.sequence
+   AND d.digest IS NOT NULL
+"""
 
 LOOK: LiteralString = """
 SELECT lead_key, sequence, digest FROM leadsync.delivery
@@ -147,6 +155,13 @@ def settle(
     connection.execute(SETTLEMENTS)
     _copy(connection, COPY_SETTLEMENTS, ["uuid", "uuid", "text", "bool"], delivered)
     connection.execute(SETTLE, {"destination": destination, "sequence": sequence})
+
+
+def distrust(connection: psycopg.Connection[Any], destination: int, leads: Mapping[UUID, int]) -> None:
+    """Forgets the hashes of leads (key → the sequence up to which it is known): they will not look unchanged."""
+    if leads:
+        values = {"destination": destination, "lead_keys": list(leads), "sequences": list(leads.values())}
+        connection.execute(DISTRUST, values)
 
 
 def look(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> dict[UUID, Entry]:
