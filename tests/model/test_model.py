@@ -15,11 +15,12 @@ TELLING = {
     "claim_first": 16, "doubt": 1, "overtaken_if_delivered": 0, "reread_claimed": 0, "unchanged_sequence": 1014,
     "own_claim": 1278, "refused_in_doubt": 1, "resend": 2, "resend_leaves_doubt": 329, "resend_rereads": 7630,
     "resend_fenced": 7, "fence": 2, "one_load": 40, "one_worker_per_shard": 23, "disjoint_shards": 0,
-    "fence_checked": 47, "wait_out": 43, "wait_out_siblings": 102, "mark_per_sender": 253, "unanswered": 42, "all_loads": 0,
-    "own_upper": 0, "greatest": 10, "only_runs": 7, "park": 0, "sit_out": 0, "probe": 0, "parked_stays": 0,
-    "own_lower": 0, "slice_bound": 64, "resolve_by_newer": 24, "renew_by_newer": 152, "unmapped_compared": 16,
-    "unrouted_resolves": 14, "replay_rereads": 1, "recover_newest": 39, "recover_sequence": 11, "recover_in_doubt": 9,
-    "skipped_reported": 24, "repair_rereads": 0, "ledger_compared": 335, "repair_resends": 2,
+    "fence_checked": 47, "wait_out": 43, "wait_out_siblings": 102, "mark_per_sender": 253, "unanswered": 42,
+    "all_loads": 0, "own_upper": 0, "greatest": 10, "only_runs": 7, "park": 0, "sit_out": 0, "probe": 0,
+    "parked_stays": 0, "own_lower": 0, "slice_bound": 64, "resolve_by_newer": 24, "renew_by_newer": 152,
+    "unmapped_compared": 16, "unrouted_resolves": 14, "replay_rereads": 1, "recover_newest": 39,
+    "recover_sequence": 11, "recover_in_doubt": 9, "skipped_reported": 24, "repair_rereads": 0,
+    "ledger_compared": 335, "repair_resends": 2,
 }  # fmt: skip
 
 
