@@ -41,8 +41,8 @@ lint: $(STAMP) ## ruff, mypy and the import rules
 test: $(STAMP) ## every test; needs nothing running and leaves nothing running
 	$(BIN)/pytest
 
-chaos: $(STAMP) ## random failures against real servers: SECONDS=600 (from FIRST=1 on), or one SEED
-	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
+chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on), or one SEED; STACK=1: under Airflow
+	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
 bench: $(STAMP) ## memory of every task over a window of 1,000,000 leads (about six minutes)
 	$(BIN)/python -m bench.memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -23,24 +24,36 @@ def postgres() -> Iterator[str]:
         yield dsn
 
 
-@pytest.fixture
-def database(postgres: str) -> str:
-    """The DSN of a fresh, empty database."""
+@contextmanager
+def fresh_database(postgres: str, template: str) -> Iterator[str]:
+    """The DSN of a database that is dropped afterwards: hundreds of them would keep autovacuum busy."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{postgres.rpartition('/')[0]}/{name}"
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield f"{postgres.rpartition('/')[0]}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def state(postgres: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a fresh database with Leadsync's tables."""
-    name = f"state_{next(_numbers)}"
+def database(postgres: str) -> Iterator[str]:
+    """The DSN of a fresh, empty database."""
+    with fresh_database(postgres, "template0") as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """The name of a database with Leadsync's tables, as a template."""
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    dsn = f"{postgres.rpartition('/')[0]}/{name}"
-    schema.migrate(dsn)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+    schema.migrate(f"{postgres.rpartition('/')[0]}/migrated")
+    return "migrated"
+
+
+@pytest.fixture
+def state(postgres: str, migrated: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a fresh database with Leadsync's tables."""
+    with fresh_database(postgres, migrated) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         yield connection
 
 

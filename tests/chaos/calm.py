@@ -6,10 +6,12 @@ import time
 
 import psycopg
 
+from leadsync.models import Kind
 from tests.chaos.scheduler import DagRun, Scheduler
 from tests.chaos.world import World
 
 MOST_RUNS = 30
+MOST_RECONCILIATIONS = 6
 # A parked destination whose quota is spent is tried again after hours, unless a person names it.
 PATIENT_RUNS = 5
 
@@ -45,6 +47,20 @@ def settle(world: World, scheduler: Scheduler) -> None:
         raise NotCalm(f"{MOST_RUNS} runs did not come to rest; the last: {last.loads} {last.counts}")
     for proxy in world.proxies.values():
         proxy.drain()
+
+
+def reconcile(world: World, scheduler: Scheduler) -> None:
+    """Reconciles every CRM, with repair, until there is nothing to repair and no letter of a lead that is gone."""
+    for name in world.crms:
+        for _ in range(MOST_RECONCILIATIONS):
+            scheduler.replay(name)
+            chore = scheduler.reconcile(name)
+            if not scheduler.wait(world.patience):
+                raise NotCalm(f"a reconciliation did not end in {world.patience:.0f} s: {_unfinished(world)}")
+            if chore.result is not None and not any(chore.result.get(kind) for kind in (*Kind, "pending")):
+                break
+        else:
+            raise NotCalm(f"{MOST_RECONCILIATIONS} reconciliations of {name} did not come to rest: {chore.result}")
 
 
 def _found_nothing(run: DagRun) -> bool:

@@ -26,8 +26,8 @@ class Event:
 class Begin(Event):
     """A writer opens a transaction and makes changes in it: [action, lead, value].
 
-    Actions: insert, update, delete (soft), undelete. A lead is a number from 1, a value a number from 0: the same value
-    is the same contents.
+    Actions: insert, update, delete (soft), undelete, remove (the row goes). A lead is a number from 1, a value a number
+    from 0: the same value is the same contents.
     """
 
     transaction: int
@@ -73,6 +73,29 @@ class Clear(Event):
 
     back: int
     task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Event):
+    """A person replays all dead letters of a CRM."""
+
+    crm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recover(Event):
+    """A person delivers to a CRM what the snapshots since a time hold (see `Backfill`)."""
+
+    crm: str
+    since: float
+    resend: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconcile(Event):
+    """A person compares a CRM with the lead store and has it repaired."""
+
+    crm: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +165,14 @@ class Faults(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lose(Event):
+    """A CRM loses the records of these leads (numbers), and nothing tells it: its journal knows nothing of it."""
+
+    crm: str
+    leads: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network(Event):
     """Replaces the faults of the network before a service (see proxy.py); `{}` switches all off.
 
@@ -177,8 +208,8 @@ class FillRedis(Event):
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        Begin, End, Run, Backfill, Clear, Rest, Kill, Doom, Abandon, Freeze, RotateKey, Clock, Faults, Network, Stop,
-        Start, FillRedis,
+        Begin, End, Run, Backfill, Clear, Replay, Recover, Reconcile, Rest, Kill, Doom, Abandon, Freeze, RotateKey,
+        Clock, Faults, Lose, Network, Stop, Start, FillRedis,
     )
 }  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from tests.chaos.checker import external_id
 from tests.chaos.events import (
     Abandon,
     Backfill,
@@ -19,14 +18,18 @@ from tests.chaos.events import (
     FillRedis,
     Freeze,
     Kill,
+    Lose,
     Network,
+    Reconcile,
+    Recover,
+    Replay,
     Rest,
     RotateKey,
     Run,
     Start,
     Stop,
 )
-from tests.chaos.hive import key
+from tests.chaos.hive import name_of
 
 CRMS = ("hubspot", "salesforce")
 TASKS = {"extract": 30, "take_snapshot": 30, "load": 120, "commit": 24}
@@ -52,7 +55,7 @@ class Generator:
         self._hazards: dict[str, Callable[[], Event | None]] = {
             "kill": self._kill, "doom": self._doom, "abandon": self._abandon, "freeze": self._freeze,
             "faults": self._faults, "network": self._network, "stop": self._stop, "redis": self._fill_redis,
-            "key": self._key, "clock": self._clock,
+            "key": self._key, "clock": self._clock, "lose": self._lose, "repair": self._repair,
         }  # fmt: skip
         everyday = {"write": 30.0, "run": 24.0, "backfill": 7.0, "clear": 12.0, "person": 3.0, "rest": 8.0}
         rare = {"faults": 1.5, "stop": 0.4, "redis": 0.5, "key": 0.5, "clock": 0.5}
@@ -60,6 +63,10 @@ class Generator:
         self._weights = everyday | {
             name: (8.0 if name in stressed else 1.5) * rare.get(name, 1.0) for name in self._hazards
         }
+        # What only a reconciliation mends hides what it would mend as well: most sequences go without.
+        self._damages = "lose" in stressed
+        if not self._damages:
+            del self._weights["lose"]
         self._everyday: dict[str, Callable[[], Event | None]] = {
             "write": self._write, "run": self._run, "backfill": self._backfill, "clear": self._clear,
             "person": self._person, "rest": self._rest,
@@ -99,7 +106,8 @@ class Generator:
                 lead, action = self._known, "insert"
             elif free:
                 lead = pick.choice(free[-12:] if pick.random() < 0.3 else free[:8])
-                action = pick.choices(("update", "delete", "undelete"), (5, 3, 3))[0]
+                actions = ("update", "delete", "undelete", "remove", "insert")
+                action = pick.choices(actions, (5, 3, 3, *((1, 2) if self._damages else (0, 0))))[0]
             else:
                 break
             self._held[lead] = ends
@@ -162,8 +170,20 @@ class Generator:
         return Faults(crm=crm, faults=faults, wait=self._wait())
 
     def _ids(self) -> list[str]:
-        keys = [key(lead) for lead in self._random.sample(range(1, LEADS + 1), 4)]
-        return [external_id({"appkey": appkey, "uid": str(uid)}) for appkey, uid in keys]
+        return list(map(name_of, self._random.sample(range(1, LEADS + 1), 4)))
+
+    def _lose(self) -> Event:
+        leads = self._random.sample(range(1, LEADS + 1), self._random.randint(1, LEADS))
+        return Lose(crm=self._random.choice(CRMS), leads=leads, wait=self._wait())
+
+    def _repair(self) -> Event:
+        pick, crm = self._random, self._random.choice(CRMS)
+        way = pick.choice(("replay", "recover", "reconcile"))
+        if way == "replay":
+            return Replay(crm=crm, wait=self._wait())
+        if way == "reconcile":
+            return Reconcile(crm=crm, wait=self._wait())
+        return Recover(crm=crm, since=round(pick.random(), 2), resend=pick.random() < 0.5, wait=self._wait())
 
     def _network(self) -> Event:
         pick, service = self._random, self._random.choice(("state", "hive", "redis", *CRMS, *CRMS, *CRMS))
@@ -208,8 +228,9 @@ class StackGenerator(Generator):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        for name in ("doom", "abandon", "key", "clock"):
-            del self._hazards[name], self._weights[name]
+        for name in ("doom", "abandon", "key", "clock", "lose"):
+            del self._hazards[name]
+            self._weights.pop(name, None)
 
     def _stop(self) -> Event | None:
         services = ("postgres", "redis", *CRMS, *self.programs)

@@ -8,18 +8,22 @@ from typing import Any, LiteralString
 import psycopg
 
 from demo import lead_store
+from tests.chaos.checker import external_id
 
 # Written in the writer's own transaction, under the row's lock: `id` is the order of a lead's committed states.
 HISTORY: LiteralString = """
 CREATE TABLE IF NOT EXISTS history (id bigint GENERATED ALWAYS AS IDENTITY, LIKE customer);
 CREATE OR REPLACE FUNCTION keep_history() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    lead customer := coalesce(NEW, OLD);
 BEGIN
+    lead.is_delete := lead.is_delete OR TG_OP = 'DELETE';
     INSERT INTO history (appkey, uid, phone, name, email, city, answers, update_time, is_delete)
-    VALUES (NEW.appkey, NEW.uid, NEW.phone, NEW.name, NEW.email, NEW.city, NEW.answers, NEW.update_time,
-            NEW.is_delete);
+    VALUES (lead.appkey, lead.uid, lead.phone, lead.name, lead.email, lead.city, lead.answers, lead.update_time,
+            lead.is_delete);
     RETURN NULL;
 END $$;
-CREATE OR REPLACE TRIGGER keep_history AFTER INSERT OR UPDATE ON customer
+CREATE OR REPLACE TRIGGER keep_history AFTER INSERT OR UPDATE OR DELETE ON customer
     FOR EACH ROW EXECUTE FUNCTION keep_history();
 """
 
@@ -37,12 +41,19 @@ UPDATE customer SET phone = %(phone)s, name = %(name)s, city = %(city)s,
                     answers = jsonb_build_object('value', %(value)s::int)
  WHERE appkey = %(appkey)s AND uid = %(uid)s
 """
+REMOVE: LiteralString = "DELETE FROM customer WHERE appkey = %(appkey)s AND uid = %(uid)s"
 MARK: LiteralString = "UPDATE customer SET is_delete = %(deleted)s WHERE appkey = %(appkey)s AND uid = %(uid)s"
 
 
 def key(lead: int) -> tuple[str, int]:
     """The key columns of a lead."""
     return APPKEYS[lead % len(APPKEYS)], lead
+
+
+def name_of(lead: int) -> str:
+    """The external id of a lead."""
+    appkey, uid = key(lead)
+    return external_id({"appkey": appkey, "uid": str(uid)})
 
 
 def prepare(dsn: str) -> None:
@@ -104,6 +115,9 @@ def _change(connection: psycopg.Connection[Any], action: str, lead: int, value: 
     values = {"appkey": appkey, "uid": uid, "value": value}
     if action in ("delete", "undelete"):
         connection.execute(MARK, values | {"deleted": action == "delete"})
+        return
+    if action == "remove":
+        connection.execute(REMOVE, values)
         return
     values |= {
         "phone": f"+86 {13_800_000_000 + value}",

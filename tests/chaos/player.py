@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from tests.chaos import events
+from tests.chaos.hive import name_of
 from tests.chaos.scheduler import Scheduler
 from tests.chaos.workers import Job
 from tests.chaos.world import World
 
 
 class Player:
-    """One sequence's events on a world. `counts` are the events that took effect, by kind."""
+    """One sequence's events on a world. `counts` are the events that took effect, by kind.
+
+    `damaged`: a CRM has lost records, or rows of the lead store are gone, so that only a reconciliation gets it right.
+    """
 
     def __init__(self, world: World, scheduler: Scheduler) -> None:
         self._world = world
@@ -24,6 +28,7 @@ class Player:
         self._began = datetime.now(UTC)
         self._frozen: list[threading.Timer] = []
         self.counts: Counter[str] = Counter()
+        self.damaged = False
         self.rejected: dict[str, set[str]] = {name: set() for name in world.crms}
 
     def play(self, sequence: Sequence[events.Event]) -> None:
@@ -40,6 +45,7 @@ class Player:
             timer.join()
 
     def begin(self, event: events.Begin) -> None:
+        self.damaged |= any(action == "remove" for action, _, _ in event.changes)
         self._world.writers.begin(event.transaction, event.changes)
 
     def end(self, event: events.End) -> None:
@@ -50,11 +56,30 @@ class Player:
         return self._scheduler.run(parameters) is not None
 
     def backfill(self, event: events.Backfill) -> None:
+        since = self._moment(event.since)
+        self._scheduler.run({"since": since, "resend": event.resend, "destinations": event.destinations})
+
+    def _moment(self, share: float) -> str:
         # A worker whose clock is behind would say that `since` is in the future.
         now = datetime.now(UTC)
-        since = self._began + (now - self._began) * event.since - timedelta(seconds=max(0.0, -self._world.clock))
-        parameters = {"since": since.isoformat(), "resend": event.resend, "destinations": event.destinations}
-        self._scheduler.run(parameters)
+        since = self._began + (now - self._began) * share - timedelta(seconds=max(0.0, -self._world.clock))
+        return since.isoformat()
+
+    def replay(self, event: events.Replay) -> None:
+        self._scheduler.replay(event.crm)
+
+    def recover(self, event: events.Recover) -> None:
+        since = self._moment(event.since)
+        self._scheduler.recover({"since": since, "resend": event.resend, "destinations": [event.crm]})
+
+    def reconcile(self, event: events.Reconcile) -> None:
+        self._scheduler.reconcile(event.crm)
+
+    def lose(self, event: events.Lose) -> bool:
+        if event.crm in self._world.stopped:
+            return False
+        self.damaged |= self._world.lose(event.crm, [name_of(lead) for lead in event.leads])
+        return True
 
     def clear(self, event: events.Clear) -> bool:
         return self._scheduler.clear(event.back, event.task)

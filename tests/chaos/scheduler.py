@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -52,6 +53,14 @@ class DagRun:
         return self.snapped and self.opened is not None and destination in self.opened["destinations"]
 
 
+@dataclass(eq=False)
+class Chore:
+    """What a person started besides: a replay, a recovery, a reconciliation. `result` is None while there is none."""
+
+    result: Any = None
+    thread: threading.Thread | None = None
+
+
 class Scheduler:
     """Starts and clears runs; each is driven by a thread."""
 
@@ -60,6 +69,7 @@ class Scheduler:
         self._broken = broken
         self._doomed: dict[str, deque[int]] = defaultdict(deque)
         self.runs: list[DagRun] = []
+        self.chores: list[Chore] = []
         self.tasks: Counter[str] = Counter()  # ended how
         self.defects: list[str] = []  # errors that no hazard explains
         self.closing = False
@@ -81,6 +91,35 @@ class Scheduler:
         self._play(ended[-1 - back % len(ended)], task)
         return True
 
+    def replay(self, destination: str) -> Chore:
+        """All dead letters of a destination."""
+        return self._begin(lambda run_id: self._task("replay", run_id=run_id, destination=destination))
+
+    def recover(self, parameters: Mapping[str, Any]) -> Chore:
+        """From snapshots, for one destination."""
+
+        def work(run_id: str) -> None:
+            for item in self._task("choose_snapshots", parameters=parameters):
+                self._task("recover", run_id=run_id, item=item)
+
+        return self._begin(work)
+
+    def reconcile(self, destination: str) -> Chore:
+        """All leads of a destination, with repair."""
+        return self._begin(lambda run_id: self._task("reconcile", run_id=run_id, destination=destination))
+
+    def _begin(self, work: Callable[[str], Any]) -> Chore:
+        chore = Chore()
+
+        def drive() -> None:
+            with suppress(Failed):
+                chore.result = work(f"manual__{uuid4()}")
+
+        chore.thread = threading.Thread(target=drive, daemon=True)
+        self.chores.append(chore)
+        chore.thread.start()
+        return chore
+
     def doom(self, task: str, point: int) -> None:
         """The next worker with this task that is not doomed yet is to die at this point."""
         self._doomed[task].append(point)
@@ -92,10 +131,10 @@ class Scheduler:
     def wait(self, seconds: float) -> bool:
         """Waits for all runs; False when they have not ended by then."""
         until = time.monotonic() + seconds
-        for run in list(self.runs):
-            if run.thread is not None:
-                run.thread.join(max(0.0, until - time.monotonic()))
-        return not any(run.active for run in self.runs)
+        threads = [each.thread for each in (*self.runs, *self.chores) if each.thread is not None]
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
     def _play(self, run: DagRun, first: str) -> None:
         run.thread = threading.Thread(target=self._drive, args=(run, first), daemon=True)

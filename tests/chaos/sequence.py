@@ -36,12 +36,17 @@ def play(world: World | StackWorld, seed: int, events: Sequence[Event], *, broke
         player.play(events)
         player.thaw()
         calm.calm_down(world, scheduler)
+        if player.damaged:
+            verdict.figures["reconciled in the end"] += 1
+            calm.reconcile(world, scheduler)
         first = judge(world, player, verdict)
         if first.letters:
             # A lead with an open dead letter is in step again once it changes.
             verdict.figures["dead letters"] += len(first.letters)
-            hive.touch(world.hive, [first.key(lead) for _, lead in first.letters])
+            hive.touch(world.hive, [first.key(lead) for _, lead in first.letters if lead in first.present])
             calm.settle(world, scheduler)
+            if player.damaged:
+                calm.reconcile(world, scheduler)
             second = judge(world, player, verdict, final=True)
             verdict.failures += [f"letter: {lead} in {crm} is still open" for crm, lead in second.letters]
             verdict.kinds.update(["letter"] * len(second.letters))
@@ -56,6 +61,7 @@ def play(world: World | StackWorld, seed: int, events: Sequence[Event], *, broke
     verdict.kinds.update(["defect"] * len(scheduler.defects))
     verdict.events, verdict.tasks = player.counts, scheduler.tasks
     verdict.figures["runs"] += len(scheduler.runs)
+    verdict.figures["replays, recoveries and reconciliations"] += len(scheduler.chores)
     return verdict
 
 

@@ -196,6 +196,16 @@ class StackRun:
     committed: bool = False
 
 
+@dataclass(eq=False)
+class StackChore:
+    """A run of one of the DAGs that people trigger besides; `result` is what its one mapped task returned."""
+
+    dag: str
+    task: str
+    run_id: str
+    result: Any = None
+
+
 class StackScheduler:
     """Triggers and clears runs of the real scheduler."""
 
@@ -203,6 +213,7 @@ class StackScheduler:
         self._world = world
         self._stack = world.stack
         self.runs: list[StackRun] = []
+        self.chores: list[StackChore] = []
         self.tasks: Counter[str] = Counter()
         self.defects: list[str] = []
         self.closing = False
@@ -210,14 +221,34 @@ class StackScheduler:
     def run(self, parameters: Mapping[str, Any] | None = None) -> StackRun | None:
         """Triggers a run; None when Airflow can't be reached."""
         run = StackRun(f"chaos__{uuid4()}")
-        if not parameters and self._busy():
+        if not parameters and self._busy(DAG):
             return None
-        conf = {name: value for name, value in (parameters or {}).items() if value}
-        body = {"logical_date": None, "dag_run_id": run.run_id, "conf": conf}
-        if not self._post(f"/dags/{DAG}/dagRuns", body):
+        if not self._trigger(DAG, run.run_id, parameters or {}):
             return None
         self.runs.append(run)
         return run
+
+    def replay(self, destination: str) -> StackChore:
+        """All dead letters of a destination."""
+        return self._begin("replay", {"destinations": [destination], "all": True})
+
+    def recover(self, parameters: Mapping[str, Any]) -> StackChore:
+        """From snapshots, for one destination."""
+        return self._begin("recover", parameters)
+
+    def reconcile(self, destination: str) -> StackChore:
+        """All leads of a destination, with repair."""
+        return self._begin("reconcile", {"destinations": [destination], "sample": 1, "repair": True})
+
+    def _begin(self, task: str, parameters: Mapping[str, Any]) -> StackChore:
+        chore = StackChore(f"leadsync_{task}", task, f"chaos__{uuid4()}")
+        if self._trigger(chore.dag, chore.run_id, {"pipeline": "leads", **parameters}):
+            self.chores.append(chore)
+        return chore
+
+    def _trigger(self, dag: str, run_id: str, parameters: Mapping[str, Any]) -> bool:
+        conf = {name: value for name, value in parameters.items() if value}
+        return self._post(f"/dags/{dag}/dagRuns", {"logical_date": None, "dag_run_id": run_id, "conf": conf})
 
     def clear(self, back: int, task: str) -> bool:
         """Clears a task, and what follows it, of an earlier run that has ended."""
@@ -246,6 +277,9 @@ class StackScheduler:
             if not self._busy():
                 for run in self.runs:
                     self._read(run)
+                for chore in self.chores:
+                    path = f"/dags/{chore.dag}/dagRuns/{chore.run_id}/taskInstances"
+                    chore.result = self._returned(path, chore.task, 0)
                 return True
             time.sleep(0.3)
         return False
@@ -274,8 +308,8 @@ class StackScheduler:
                 self.tasks[str(task["state"])] += 1
                 self.tasks["retries"] += max(0, task["try_number"] - 1)
 
-    def _busy(self) -> bool:
-        found = get(self._stack, f"/dags/{DAG}/dagRuns?" + "&".join(f"state={state}" for state in ACTIVE))
+    def _busy(self, dag: str = "~") -> bool:
+        found = get(self._stack, f"/dags/{dag}/dagRuns?" + "&".join(f"state={state}" for state in ACTIVE))
         return found is None or bool(found["dag_runs"])
 
     def _post(self, path: str, body: Mapping[str, Any]) -> bool:

@@ -12,13 +12,17 @@ import psycopg
 import redis
 import requests  # noqa: F401 - imported before a worker is forked, for it takes long
 
-from leadsync import groups, operations, parking, snapshot
+from leadsync import comparison, groups, operations, parking, repair, snapshot
+from leadsync import reconcile as reconciliations
+from leadsync import recover as recoveries
+from leadsync import replay as replays
 from leadsync.clients import Clients
 from leadsync.config import Pipeline, load_pipeline
 from leadsync.crm import http, registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.crm.hubspot import HubSpot
 from leadsync.crm.salesforce import Salesforce
+from leadsync.reconcile_request import Request
 from leadsync.request import read_request
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
@@ -47,6 +51,9 @@ def make_small() -> None:
     """Sizes and times at which a few dozen leads and some seconds hold every case."""
     snapshot.CHUNK_BYTES = 200  # two leads
     groups.GROUP_ROWS = 4
+    replays.SLICE = repair.BATCH = 4
+    reconciliations.PAGE = 5
+    comparison.PAUSES = (0.1, 0.3)
     HubSpot.max_batch = Salesforce.max_batch = 3
     http.FIRST_WAIT = 0.05
     fence.CHECK_SECONDS = 0.5
@@ -82,6 +89,29 @@ def load(setup: Mapping[str, Any], opened: Opened, destination: str) -> dict[str
 def commit(setup: Mapping[str, Any], opened: Opened) -> None:
     with _clients(setup) as clients:
         operations.commit(clients, PIPELINE, [operation["sync_id"] for operation in opened["operations"]])
+
+
+def replay(setup: Mapping[str, Any], run_id: str, destination: str) -> None:
+    with _clients(setup) as clients:
+        parameters = {"destinations": [destination], "all": True}
+        for item in replays.choose(clients.state, PIPELINE, parameters, "chaos"):
+            replays.run(clients, PIPELINE, run_id, item, "chaos")
+
+
+def choose_snapshots(setup: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    with _clients(setup) as clients:
+        return recoveries.choose(clients, PIPELINE, parameters)
+
+
+def recover(setup: Mapping[str, Any], run_id: str, item: Mapping[str, Any]) -> None:
+    with _clients(setup) as clients:
+        recoveries.run(clients, PIPELINE, run_id, item, "chaos")
+
+
+def reconcile(setup: Mapping[str, Any], run_id: str, destination: str) -> dict[str, int]:
+    with _clients(setup) as clients:
+        whole = Request(sample=1, repair=True)
+        return reconciliations.run(clients, PIPELINE, destination, run_id, whole)
 
 
 @contextmanager

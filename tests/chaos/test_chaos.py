@@ -9,7 +9,23 @@ from contextlib import closing
 import pytest
 
 from tests.chaos.checker import Checker, Finding, Seen
-from tests.chaos.events import Begin, Clear, Doom, End, Event, Faults, Network, Rest, Run, dump, parse
+from tests.chaos.events import (
+    Begin,
+    Clear,
+    Doom,
+    End,
+    Event,
+    Faults,
+    Lose,
+    Network,
+    Reconcile,
+    Recover,
+    Replay,
+    Rest,
+    Run,
+    dump,
+    parse,
+)
 from tests.chaos.generator import Generator
 from tests.chaos.sequence import play
 from tests.chaos.world import CRMS, World, running_world
@@ -111,6 +127,24 @@ def test_the_checker_finds_an_older_state_after_a_newer_one(world: World, crm: s
     gone = f"{INTO_JOURNAL} SELECT '', 'delete', number, external_id, '{{}}'"
     assert tamper(world, crm, gone + first.format(3)) == {("invented", LEADS[3])}
     assert tamper(world, crm, "UPDATE journal SET fields = '{}' WHERE external_id = :lead3") == {("invented", LEADS[3])}
+
+
+def test_what_a_crm_lost_and_what_is_gone_from_the_lead_store_is_mended_by_people(world: World) -> None:
+    refuse = Faults(crm="salesforce", faults={"reject": {"external_ids": [LEADS[1]]}}, wait=0.0)
+    mended = [
+        Faults(crm="salesforce", faults={}, wait=0.0),
+        Lose(crm="hubspot", leads=[1, 3], wait=0.0),
+        *commit(3, ("remove", 3, 0)),
+        Replay(crm="salesforce", wait=0.0),
+        Recover(crm="hubspot", since=0.0, resend=True, wait=0.0),
+        Reconcile(crm="salesforce"),
+        Rest(wait=0.0),
+    ]
+    verdict = play(world, 0, [refuse, *PLAIN, *run(), *mended])
+    assert verdict.failures == []
+    assert verdict.figures["dead letters"] == 0
+    assert verdict.events["Lose"] == 1
+    assert verdict.tasks["success"] > 10
 
 
 def test_a_lead_that_is_refused_is_explained_by_its_dead_letter_only(world: World) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, LiteralString
@@ -23,9 +24,13 @@ from tests.support.servers import Postgres, free_port
 from tests.support.simulators import Simulator
 
 CRMS = ("hubspot", "salesforce")
+# In a simulated CRM.
+LOSE: LiteralString = "UPDATE record SET deleted = 1 WHERE external_id = ? AND NOT deleted"
+FREE_UNIQUE: LiteralString = "DELETE FROM unique_value WHERE number IN (SELECT number FROM record WHERE deleted)"
 EMPTY: LiteralString = """
 TRUNCATE leadsync.operation_data, leadsync.operation_log, leadsync.recovery_log, leadsync.dead_letter,
-         leadsync.retry_queue, leadsync.delivery, leadsync.sync_operation, leadsync.watermark
+         leadsync.retry_queue, leadsync.delivery, leadsync.sync_operation, leadsync.watermark,
+         leadsync.reconciliation, leadsync.reconciliation_finding, leadsync.mended_group
 """
 
 
@@ -156,6 +161,16 @@ class World:
         """Redis takes nothing more, or has room again."""
         with redis.Redis(port=self.redis_port) as client, suppress(redis.ConnectionError):
             client.config_set("maxmemory", "1kb" if full else "0")
+
+    def lose(self, name: str, external_ids: Sequence[str]) -> bool:
+        """A CRM loses records, behind the back of its API; whether it had any of them."""
+        database = sqlite3.connect(self.folder / name / "crm.sqlite", isolation_level=None, timeout=10)
+        with closing(database):
+            database.execute("BEGIN IMMEDIATE")
+            lost = database.executemany(LOSE, [(external_id,) for external_id in external_ids]).rowcount
+            database.execute(FREE_UNIQUE)
+            database.execute("COMMIT")
+        return lost > 0
 
     def rotate_key(self) -> None:
         self.keys.insert(0, new_key())
