@@ -68,12 +68,15 @@ def test_a_crm_that_was_emptied_is_filled_again_while_the_lead_store_is_down(air
     records = hubspot.records()
     with without_lead_store(airflow):
         hubspot.reset()
-        assert airflow.wait(airflow.trigger()) == "failed"
+        waiting = airflow.trigger()
+        airflow.until(
+            lambda: airflow.tasks(waiting)["extract"]["state"] == "up_for_retry", "extract found a lead store"
+        )
         run_id = recover.run(since=since, destinations=["hubspot"], resend=True)
         assert hubspot.records() == records
     counts = recover.counts(run_id, 0, "recover")
     assert counts["snapshots"] == 2
     assert counts["overtaken"] >= 2  # in the older snapshot: what the newer one holds too
     assert {"choose", "hubspot"} == set(recover.tasks(run_id))
-    airflow.run()
+    assert airflow.wait(waiting) == "success"
     airflow.assert_in_step()
