@@ -172,7 +172,9 @@ def test_a_name_that_does_not_exist_sent_nothing() -> None:
     client.http.close()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_an_access_error(tmp_path: Path) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_an_access_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.OID_COMMON_NAME, "crm")])
     now = datetime.now(UTC)
     certificate = (
@@ -191,6 +193,23 @@ def test_a_certificate_that_nobody_vouches_for_is_an_access_error(tmp_path: Path
             client.get()
         assert script.requests == []
         client.http.close()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "pem"))
+        script.answers = [Answer(json=[1])]
+        client = Client(script.url)
+        assert client.get().body == b"[1]"
+        client.http.close()
+
+
+def test_a_proxy_of_the_environment_is_gone_through(script: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", script.url.replace("://", "://user:secret@"))
+    script.answers = [Answer(json=[1])]
+    client = Client("http://crm.invalid")
+    assert client.get().body == b"[1]"
+    client.http.close()
+    (request,) = script.requests
+    assert request.path.startswith("http://crm.invalid/")
+    assert request.headers["Proxy-Authorization"].startswith("Basic ")
+    assert request.headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def _dribble(write: Callable[[bytes], object]) -> None:

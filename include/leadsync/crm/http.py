@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from ssl import SSLCertVerificationError
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from urllib.parse import urlencode, urlsplit
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +24,8 @@ from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded, Unavailab
 
 if TYPE_CHECKING:
     import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 
 T = TypeVar("T")
 
@@ -169,6 +172,7 @@ class HTTPClient:
         self.sleep = sleep
         self.throttled: Callable[[float, bool], None] = lambda seconds, spent: None
         self._session = _session()
+        self._routes: dict[str, _Route] = {}
 
     @property
     def longest_request(self) -> float:
@@ -232,30 +236,64 @@ class HTTPClient:
         params: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
-        from requests.exceptions import RequestException
         from urllib3.exceptions import HTTPError
 
-        headers = {"Accept": "application/json", "User-Agent": "leadsync"}
-        if body is not None:
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if form is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            body = urlencode(form).encode()
+        elif body is not None:
             headers["Content-Type"] = "application/json"
+        route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()
         deadline = time.monotonic() + self.longest_request - self._timeouts[1]
         try:
-            with self._session.request(
-                method, url, params=params, data=body if form is None else form, headers=headers,
-                auth=_Bearer(token), timeout=self._timeouts, allow_redirects=False, stream=True,
-            ) as response:  # fmt: skip
-                return Reply(response.status_code, response.headers, self._read(response, deadline))
-        except (RequestException, HTTPError) as error:
+            response = route.pool.urlopen(
+                method, route.target(f"{url}?{urlencode(params)}" if params else url), body=body,
+                headers={**headers, **route.headers}, timeout=route.timeout, retries=False, redirect=False,
+                assert_same_host=False, preload_content=False, decode_content=False,
+            )  # fmt: skip
+            try:
+                reply = Reply(response.status, response.headers, self._read(response, deadline))
+            except BaseException:
+                response.close()
+                raise
+            response.release_conn()
+            return reply
+        except HTTPError as error:
             raise self._no_reply(error) from None
 
     def close(self) -> None:
         self._session.close()
 
-    def _read(self, response: requests.Response, deadline: float) -> bytes:
+    def _find_route(self, url: str) -> _Route:
+        """How requests would get there: by its rules for proxies and certificates of the environment."""
+        import requests
+        from requests.utils import select_proxy
+        from urllib3 import Timeout
+
+        session = self._session
+        request = requests.Request("GET", url).prepare()
+        found = session.merge_environment_settings(url, {}, None, None, None)
+        adapter = cast("HTTPAdapter", session.get_adapter(url))
+        pool = adapter.get_connection_with_tls_context(
+            request, found["verify"], proxies=found["proxies"], cert=found["cert"]
+        )
+        proxied = adapter.request_url(request, found["proxies"]).startswith("http")
+        proxy = select_proxy(url, found["proxies"]) if proxied else None
+        headers = adapter.proxy_headers(proxy) if proxy else {}
+        connect, read = self._timeouts
+        route = _Route(
+            cast("HTTPConnectionPool", pool), headers, Timeout(connect=connect, read=read), whole_url=proxied
+        )
+        return self._routes.setdefault(urlsplit(url).netloc, route)
+
+    def _read(self, response: BaseHTTPResponse, deadline: float) -> bytes:
         body = bytearray()
-        while chunk := response.raw.read1(65536, decode_content=True):
+        while chunk := response.read1(65536, decode_content=True):
             body += chunk
             if time.monotonic() > deadline:
                 raise RequestFailed(f"{self._who} did not answer in time", "timeout")
@@ -282,7 +320,6 @@ class HTTPClient:
         )
 
     def _no_reply(self, error: Exception) -> LeadsyncError:
-        from requests.exceptions import Timeout
         from urllib3.exceptions import ConnectTimeoutError, DecodeError, NewConnectionError
         from urllib3.exceptions import TimeoutError as ReadTimeout
 
@@ -295,7 +332,7 @@ class HTTPClient:
             return AccessError(f"{self._who}: its TLS certificate can't be verified; nothing was sent")
         if has(DecodeError):
             return RequestFailed(f"{self._who} answered in a broken encoding", "malformed_reply")
-        timed_out = has(Timeout, ReadTimeout, TimeoutError)
+        timed_out = has(ReadTimeout, TimeoutError)
         unsent = has(ConnectTimeoutError, NewConnectionError)  # NewConnectionError: refused, or no such name
         if timed_out and not has(NewConnectionError):
             return RequestFailed(f"{self._who} did not answer in time", "timeout", sent=not unsent)
@@ -303,16 +340,18 @@ class HTTPClient:
         return RequestFailed(f"{self._who} {what}", "connection", sent=not unsent)
 
 
-class _Bearer:
-    """Sets the token. Handed to requests also without one, or it would look for a password in ~/.netrc."""
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Connections to one host, or through a proxy that wants whole URLs."""
 
-    def __init__(self, token: str | None) -> None:
-        self._token = token
+    pool: HTTPConnectionPool
+    headers: Mapping[str, str]
+    timeout: Timeout
+    whole_url: bool
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+    def target(self, url: str) -> str:
+        parts = urlsplit(url)
+        return url if self.whole_url else f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
 
 
 def _session() -> requests.Session:
