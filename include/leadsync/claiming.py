@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import UUID
 
 import psycopg
 
@@ -19,6 +18,7 @@ from leadsync.copytext import parse_line
 from leadsync.groups import Aside, Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import lead_key
+from leadsync.models import Digest
 from leadsync.state import ledger, redeliveries
 from leadsync.state.fence import Fence
 from leadsync.state.operations import Operation
@@ -29,7 +29,7 @@ Reread = Callable[[Sequence[Sequence[str]]], tuple[int, list[str]]]
 
 
 class Claiming:
-    """Claims for one load. Without `reread` (a recovery) the lead store is left alone."""
+    """Claims for one load. Without `reread` (a recovery) the lead store is left alone; `ids`: see `ledger.claim`."""
 
     def __init__(
         self,
@@ -41,7 +41,10 @@ class Claiming:
         reader: Reader,
         letters: Letters,
         reread: Reread | None,
+        *,
+        ids: bool,
     ) -> None:
+        self._ids = ids
         self._state = state
         self._source = source
         self._operation = operation
@@ -80,18 +83,19 @@ class Claiming:
                 self._gone(group, each, known=each.key in delivered)
 
     def _claim(self, group: Group, sequence: int, items: Sequence[Item], aside: Sequence[Aside]) -> ledger.Claims:
-        leads = [(item.key, item.mapped.digest, item.external_id) for item in items]
+        leads = [(item.mapped.key, item.mapped.digest, item.mapped.external_id) for item in items]
         resend = self._operation.resend
         with self._state.transaction():
             self._fence.busy()
-            claims = ledger.claim(self._state, self._id, sequence, leads, resend=resend)
+            claims = ledger.claim(self._state, self._id, sequence, leads, resend=resend, ids=self._ids)
             if resend:
                 ledger.distrust(self._state, self._id, dict.fromkeys((each.key for each in aside), sequence))
         group.unchanged += claims.unchanged
-        for item in items:
-            if item.key in claims.send:
-                item.crm_id = claims.send[item.key]
-                group.items.append(item)
+        kept = claims.kept
+        to_send = [item for item in items if item.mapped.key not in kept] if kept else items
+        for item in to_send if claims.crm_ids else ():
+            item.crm_id = claims.crm_ids.get(item.key)
+        group.items += to_send
         return claims
 
     def _end(self, group: Group, sequence: int, aside: Sequence[Aside]) -> None:
@@ -103,7 +107,7 @@ class Claiming:
                 group.not_routed += 1
                 group.nothing_due.setdefault(sequence, []).append(each.key)
 
-    def _pass_over(self, group: Group, newer: dict[UUID, tuple[int, bool]], leads: Sequence[Item | Aside]) -> None:
+    def _pass_over(self, group: Group, newer: dict[Digest, tuple[int, bool]], leads: Sequence[Item | Aside]) -> None:
         """What a recovery leaves out is named when the newer state is in none of its snapshots: the CRM may have lost
         that one."""
         names = {each.key: each.external_id for each in leads}

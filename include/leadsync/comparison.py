@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from uuid import UUID
 
 import structlog
 
@@ -23,12 +22,13 @@ from leadsync.copytext import parse_line
 from leadsync.crm.base import CRMAdapter
 from leadsync.crm.http import RequestFailed
 from leadsync.errors import Unavailable
-from leadsync.mapping import DELETED, Mapped, Mapper, MappingFailure, lead_key, split_key
-from leadsync.models import Finding, Kind, Record
+from leadsync.mapping import DELETED, Mapped, Mapper, lead_key, split_key
+from leadsync.models import Digest, Finding, Kind, Record
 from leadsync.source import LeadStore, Window
 from leadsync.state import dead_letters, ledger, reconciliation
 from leadsync.state.ledger import Entry
 from leadsync.state.watermark import Watermark
+from leadsync.transforms import MappingFailure
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Page:
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
-    distrusted: dict[UUID, int] = field(default_factory=dict)
+    distrusted: dict[Digest, int] = field(default_factory=dict)
 
     def found(self, finding: Finding) -> None:
         self.counts[finding.kind.value] += 1
@@ -106,7 +106,7 @@ class Comparison:
             self._look_again(suspects, page)
         return page
 
-    def vanished(self, rows: Sequence[tuple[UUID, str]]) -> Page:
+    def vanished(self, rows: Sequence[tuple[Digest, str]]) -> Page:
         """Looks for leads (key, external id) of the ledger that are gone from the lead store but not from the CRM."""
         page = Page()
         gone = self._gone(rows)
@@ -124,7 +124,7 @@ class Comparison:
 
     def _candidates(self, lines: Iterable[str], page: Page) -> list[Candidate]:
         candidates = []
-        aside: dict[UUID, UUID | None] = {}
+        aside: dict[Digest, Digest | None] = {}
         for line in lines:
             row = parse_line(line)
             routed = self._mapper.routed(row)
@@ -140,14 +140,14 @@ class Comparison:
         self._distrust(page, aside, ledger.look(self._state, self._mark.destination_id, list(aside)))
         return candidates
 
-    def _distrust(self, page: Page, states: Mapping[UUID, UUID | None], entries: Mapping[UUID, Entry]) -> None:
+    def _distrust(self, page: Page, states: Mapping[Digest, Digest | None], entries: Mapping[Digest, Entry]) -> None:
         """Leads with the hash of their state, None when it is not for this CRM: whose entry shows another one?"""
         for key, digest in states.items():
             entry = entries.get(key)
             if entry is not None and entry.digest not in (None, digest):
                 page.distrusted[key] = entry.sequence
 
-    def _due(self, candidates: Sequence[Candidate], known: Mapping[UUID, Entry], page: Page) -> list[Candidate]:
+    def _due(self, candidates: Sequence[Candidate], known: Mapping[Digest, Entry], page: Page) -> list[Candidate]:
         """Without dead letters, and without leads from before the destination's start that nobody delivered to it."""
         keys = [each.mapped.key for each in candidates]
         dead = dead_letters.open_among(self._state, self._mark.destination_id, keys)
@@ -217,7 +217,7 @@ class Comparison:
     def _lines(self, keys: Sequence[Sequence[str]], window: Window | None = None) -> list[str]:
         return [bytes(row).decode()[:-1] for row in self._store.read(keys, window)]
 
-    def _gone(self, rows: Sequence[tuple[UUID, str]]) -> list[tuple[UUID, str]]:
+    def _gone(self, rows: Sequence[tuple[Digest, str]]) -> list[tuple[Digest, str]]:
         """Those that are not in the lead store; an external id of another form is of an earlier key, and left alone."""
         keys = {external_id: split_key(external_id) for _, external_id in rows}
         fit = {external_id: key for external_id, key in keys.items() if len(key) == len(self._source.key)}

@@ -13,9 +13,10 @@ import structlog
 from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
 from leadsync.groups import GROUP_ROWS
-from leadsync.mapping import Mapped, Mapper, MappingFailure
+from leadsync.mapping import Mapped, Mapper
 from leadsync.source import LeadStore, Window
 from leadsync.state import ledger, watermark
+from leadsync.transforms import MappingFailure
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +58,11 @@ def dry_run(
         with state.transaction():
             # A destination that has never run has no number yet, and nothing in the ledger: 0 is nobody's.
             number = mark.destination_id if mark else 0
-            claims = ledger.claim(state, number, 2**62, leads, resend=resend, dry_run=True)
+            claims = ledger.claim(state, number, 2**62, leads, resend=resend, ids=True, dry_run=True)
         counts["unchanged"] += len(claims.unchanged)
         for lead in mapped:
-            if lead.key in claims.send:
-                known = claims.send[lead.key] is not None
+            if lead.key not in claims.kept:
+                known = claims.crm_ids.get(lead.key) is not None
                 counts["deleted" if lead.delete else "updated" if known else "created"] += 1
         log.info("dry run", destination=destination, **counts)
     return {**counts, "rejected_fields": dict(fields)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, LiteralString
-from uuid import UUID
 
 import psycopg
 
@@ -13,8 +12,10 @@ from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
 from leadsync.copytext import parse_line
 from leadsync.errors import Refused
-from leadsync.mapping import DELETED, Mapper, MappingFailure, Row, lead_key, split_key
+from leadsync.mapping import DELETED, Mapper, Row, lead_key, split_key
+from leadsync.models import Digest
 from leadsync.source import LeadStore
+from leadsync.transforms import MappingFailure
 
 LEDGER: LiteralString = """
 SELECT w.destination, d.lead_key, d.digest
@@ -32,9 +33,9 @@ def refuse_unless_deleted(clients: Clients, pipeline: Pipeline, external_ids: Se
     rows = _deleted_rows(clients, pipeline, external_ids)
     keys = {lead_key(external_id): external_id for external_id in external_ids}
     values = {"pipeline": pipeline.name, "leads": list(keys)}
-    ledger: dict[str, dict[UUID, UUID | None]] = {}
+    ledger: dict[str, dict[Digest, Digest | None]] = {}
     for name, key, digest in clients.state.execute(LEDGER, values):
-        ledger.setdefault(name, {})[key] = digest
+        ledger.setdefault(name, {})[Digest(key.bytes)] = Digest(digest.bytes) if digest else None
     for target in pipeline.destinations:
         mapper, delivered = Mapper(pipeline.source, target), ledger.get(target.name, {})
         doubtful = [

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, LiteralString
-from uuid import UUID
 
 import psycopg
 import structlog
@@ -30,6 +29,7 @@ from leadsync.config import Pipeline
 from leadsync.erasable import refuse_unless_deleted
 from leadsync.errors import InUse, Refused
 from leadsync.mapping import join_key, split_key
+from leadsync.models import Digest
 from leadsync.state import fence, operations, recovery_log, schema, vacuum
 from leadsync.traces import Sought, Traces
 
@@ -157,7 +157,7 @@ def _sought(pipeline: Pipeline, external_ids: Sequence[str]) -> Sought:
 
 def _refuse_unknown(state: psycopg.Connection[Any], destinations: Sequence[int], sought: Sought, found: Traces) -> None:
     values = {"destinations": list(destinations), "leads": list(sought.keys.values())}
-    known = {row[0] for row in state.execute(KNOWN, values)}
+    known = {Digest(key.bytes) for (key,) in state.execute(KNOWN, values)}
     for external_id, key in sought.keys.items():
         if key not in known and not found.counts[key]:
             raise Refused(f"no store of Leadsync holds anything of {external_id}: is it spelled right?")
@@ -219,7 +219,7 @@ def _certify(
     state: psycopg.Connection[Any],
     pipeline: Pipeline,
     sought: Sought,
-    removed: dict[UUID, Counter[str]],
+    removed: dict[Digest, Counter[str]],
     still_there: set[str],
     asked_by: str | None,
 ) -> None:

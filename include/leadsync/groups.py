@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from uuid import UUID
+from itertools import compress
 
-from leadsync.copytext import parse_line
-from leadsync.mapping import Mapped, Mapper, MappingFailure, Row, lead_key
-from leadsync.models import Outcome
+from leadsync.copytext import parse_columns, parse_line
+from leadsync.mapping import Mapped, Mapper, Row, lead_key
+from leadsync.models import Digest, Outcome
 from leadsync.snapshot import SnapshotStore
 from leadsync.state.dead_letters import NAMELESS, DeadLetter
+from leadsync.transforms import MappingFailure
 
 # Rows that are claimed, and settled, in one transaction.
 GROUP_ROWS = 10_000
@@ -27,10 +28,9 @@ class Item:
     sequence: int
     attempts: int
     crm_id: str | None = None
-    outcome: Outcome | None = None
 
     @property
-    def key(self) -> UUID:
+    def key(self) -> Digest:
         return self.mapped.key
 
     @property
@@ -42,7 +42,7 @@ class Item:
 class Aside:
     """One lead that has nothing to send in this state: it is not routed, or can't be mapped (`failure`)."""
 
-    key: UUID
+    key: Digest
     external_id: str
     line: str
     chunk: int
@@ -59,11 +59,11 @@ class Group:
     not_routed: int = 0
     items: list[Item] = field(default_factory=list)
     aside: list[Aside] = field(default_factory=list)
-    unchanged: list[UUID] = field(default_factory=list)
-    overtaken: list[UUID] = field(default_factory=list)
+    unchanged: list[Digest] = field(default_factory=list)
+    overtaken: list[Digest] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
-    nothing_due: dict[int, list[UUID]] = field(default_factory=dict)  # sequence → leads that are not routed under it
+    nothing_due: dict[int, list[Digest]] = field(default_factory=dict)  # sequence → leads that are not routed under it
     batches: list[tuple[list[Item], Future[list[Outcome]]]] = field(default_factory=list)
 
 
@@ -79,7 +79,7 @@ class Reader:
         self._mapper = mapper
         self._follows = follows
 
-    def groups(self, next_chunk: int, sequence: int, waiting: Mapping[int, Mapping[UUID, int]]) -> Iterator[Group]:
+    def groups(self, next_chunk: int, sequence: int, waiting: Mapping[int, Mapping[Digest, int]]) -> Iterator[Group]:
         """First the leads that wait to be tried again (chunk → key → failures), then the chunks from `next_chunk`."""
         for chunk in sorted(chunk for chunk in waiting if chunk < next_chunk):
             group = Group(next_chunk)
@@ -104,27 +104,31 @@ class Reader:
         lines: Sequence[str],
         chunk: int,
         sequence: int,
-        attempts: Mapping[UUID, int],
+        attempts: Mapping[Digest, int],
         *,
-        only: Collection[UUID] | None = None,
+        only: Collection[Digest] | None = None,
     ) -> None:
         """Routes and maps COPY lines; `only` some leads' when it is given."""
-        for line in lines:
-            row = parse_line(line)
-            if only is not None and lead_key(self.external_id(row, line)) not in only:
-                continue
-            if not self._mapper.routed(row):
-                if self._follows:
-                    group.aside.append(self._aside(row, line, chunk, None))
-                else:
-                    group.not_routed += 1
-                continue
-            try:
-                mapped = self._mapper.map(row)
-            except MappingFailure as failure:
-                group.aside.append(self._aside(row, line, chunk, failure))
-                continue
-            group.items.append(Item(mapped, line, chunk, sequence, attempts.get(mapped.key, 0)))
+        if only is not None:
+            lines = [line for line in lines if lead_key(self.external_id(parse_line(line), line)) in only]
+        if not lines:
+            return
+        columns = parse_columns(lines)
+        routed = self._mapper.routed_among(columns)
+        if routed is not None and not all(routed):
+            elsewhere = [line for line, here in zip(lines, routed, strict=True) if not here]
+            if self._follows:
+                group.aside += [self._aside(line, chunk, None) for line in elsewhere]
+            else:
+                group.not_routed += len(elsewhere)
+            lines = list(compress(lines, routed))
+            columns = [list(compress(column, routed)) for column in columns]
+        for line, mapped in zip(lines, self._mapper.map_columns(columns), strict=True):
+            if isinstance(mapped, MappingFailure):
+                group.aside.append(self._aside(line, chunk, mapped))
+            else:
+                failures = attempts.get(mapped.key, 0) if attempts else 0
+                group.items.append(Item(mapped, line, chunk, sequence, failures))
 
     def external_id(self, row: Row, line: str) -> str:
         """Also for a row that has none."""
@@ -133,8 +137,8 @@ class Reader:
         except MappingFailure:
             return f"{NAMELESS}{lead_key(line)}"
 
-    def _aside(self, row: Row, line: str, chunk: int, failure: MappingFailure | None) -> Aside:
-        external_id = self.external_id(row, line)
+    def _aside(self, line: str, chunk: int, failure: MappingFailure | None) -> Aside:
+        external_id = self.external_id(parse_line(line), line)
         return Aside(lead_key(external_id), external_id, line, chunk, failure)
 
 

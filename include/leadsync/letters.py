@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import orjson
 import psycopg
 
-from leadsync.mapping import Mapped, MappingFailure, lead_key
+from leadsync.mapping import Mapped, lead_key
+from leadsync.models import Digest
 from leadsync.sealing import Sealer
 from leadsync.state import dead_letters, recovery_log
 from leadsync.state.dead_letters import DeadLetter
 from leadsync.state.operations import Operation
+from leadsync.transforms import MappingFailure
 
 # So many external ids are named in one line of the recovery log; the dead letters themselves name them all.
 NAMED = 100
@@ -88,7 +89,7 @@ class Letters:
             self.reasons[why] += len(ids)
             self.remember("dead_letter", f"{len(ids)} leads became dead letters: {why}", {"external_ids": ids[:NAMED]})
 
-    def resolve(self, keys: Sequence[UUID]) -> None:
+    def resolve(self, keys: Sequence[Digest]) -> None:
         """Closes the dead letters of leads that are in the CRM now."""
         resolution = f"delivered by a later operation ({self._operation.kind})"
         resolved = dead_letters.resolve(self._state, self._id, keys, resolution)
@@ -96,7 +97,7 @@ class Letters:
             message = f"{len(resolved)} dead letters were delivered"
             self.remember("resolved", message, {"external_ids": resolved[:NAMED]})
 
-    def close(self, sequence: int, keys: Sequence[UUID]) -> None:
+    def close(self, sequence: int, keys: Sequence[Digest]) -> None:
         """Closes the dead letters of leads that are not routed here in the state that was read under `sequence`."""
         resolution = f"not routed to {self._destination} any more"
         closed = dead_letters.close(self._state, self._id, sequence, keys, resolution)
@@ -125,5 +126,5 @@ class Letters:
             **details,
         )
 
-    def _seal(self, data: bytes, key: UUID, part: str) -> bytes:
+    def _seal(self, data: bytes, key: Digest, part: str) -> bytes:
         return self._sealer.seal(data, f"dead_letter:{self._id}:{key}:{part}")

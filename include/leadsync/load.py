@@ -7,10 +7,11 @@ dies goes on where it had settled last. While one group is under way the next is
 
 from __future__ import annotations
 
+import gc
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from uuid import UUID
 
 import structlog
 
@@ -18,11 +19,12 @@ from leadsync import changes
 from leadsync.claiming import Claiming, Reread
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
+from leadsync.crm.base import batches
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import Mapper
-from leadsync.models import Lead, Outcome, Status
+from leadsync.models import Digest, Lead, Outcome, Status
 from leadsync.sending import Sender, request_failed
 from leadsync.state import dead_letters, ledger, operations
 from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
@@ -33,6 +35,18 @@ log = structlog.get_logger(__name__)
 
 # Leads that failed before travel in smaller batches, at last alone: one lead that makes a CRM fail harms no other.
 BATCH_SHARES = (1.0, 0.1, 0.0)
+
+
+@contextmanager
+def _garbage_collected_seldom() -> Iterator[None]:
+    """Hundreds of thousands of leads come and go without a cycle among them; looking for one after every few hundred
+    costs a third of the time of a load."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(200_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 class Load:
@@ -60,20 +74,30 @@ class Load:
         self._sender = sender
         self._letters = Letters(state, clients.sealer, operation, target.name, destination_id)
         # Leads that are not routed matter one by one only where there is something to close, or to distrust.
-        follows = operation.resend or dead_letters.any_open(state, destination_id)
+        self._letters_open = dead_letters.any_open(state, destination_id)
+        follows = operation.resend or self._letters_open
         mapper = Mapper(pipeline.source, target)
         self._reader = reader = Reader(clients.snapshots, operation.snapshot_id, mapper, follows=follows)
         self._claiming = Claiming(
-            state, pipeline.source, operation, destination_id, fence, reader, self._letters, reread
-        )
+            state, pipeline.source, operation, destination_id, fence, reader, self._letters, reread,
+            ids=sender.adapter.needs_crm_id,
+        )  # fmt: skip
         self._retry_after: float | None = None
+        self._retries = False  # there may be leads in the retry queue
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
         self.log = row
 
     def run(self) -> Counts:
         """Goes over what is not settled yet. Whatever stops it, all that ended until then is settled."""
+        with _garbage_collected_seldom():
+            self._go_over_all()
+        self._judge()
+        return self.log.counts
+
+    def _go_over_all(self) -> None:
         under_way: deque[Group] = deque()
         waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
+        self._retries = bool(waiting)
         for group in self._reader.groups(self.log.next_chunk, self._operation.sequence or 0, waiting):
             self._claiming.claim(group)
             self._send(group)
@@ -84,61 +108,58 @@ class Load:
                 break
         while under_way:
             self._settle(under_way.popleft())
-        self._judge()
-        return self.log.counts
 
     # Sending ---------------------------------------------------------------------------------------------------
 
     def _send(self, group: Group) -> None:
         """Leads that never failed first; deletes apart from the rest."""
-        for attempts, share in enumerate(BATCH_SHARES):
-            size = max(1, int(self._sender.adapter.max_batch * share))
-            tier = [item for item in group.items if min(item.attempts, len(BATCH_SHARES) - 1) == attempts]
-            for delete in (False, True):
-                items = [item for item in tier if item.mapped.delete is delete]
-                for first in range(0, len(items), size):
-                    batch = items[first : first + size]
-                    leads = [Lead(item.mapped.external_id, item.mapped.fields, item.crm_id) for item in batch]
-                    group.batches.append((batch, self._sender.send(leads, delete=delete)))
+        tiers: dict[tuple[int, bool], list[Item]] = {}
+        for item in group.items:
+            tiers.setdefault((min(item.attempts, len(BATCH_SHARES) - 1), item.mapped.delete), []).append(item)
+        for (attempts, delete), items in sorted(tiers.items()):
+            for batch in batches(items, max(1, int(self._sender.adapter.max_batch * BATCH_SHARES[attempts]))):
+                leads = [Lead(item.mapped.external_id, item.mapped.fields, item.crm_id) for item in batch]
+                group.batches.append((batch, self._sender.send(leads, delete=delete)))
 
     # Settling --------------------------------------------------------------------------------------------------
 
     def _settle(self, group: Group) -> None:
         self._sender.finish(future for _, future in group.batches)
-        for batch, future in group.batches:
-            for item, outcome in zip(batch, future.result(), strict=False):  # a batch that was not tried has none
-                item.outcome = outcome
-        tried = [(item, item.outcome) for item in group.items if item.outcome is not None]
+        # A batch that was not tried has no outcomes.
+        tried = [pair for batch, future in group.batches for pair in zip(batch, future.result(), strict=False)]
         failed = {item.mapped.key: (item, outcome) for item, outcome in tried if outcome.status is Status.TRANSIENT}
         if failed and not self._sender.proven and all(request_failed(outcome) for _, outcome in failed.values()):
             self._sender.unavailable = True
             self._held_up = True
         self._held_up = self._held_up or len(tried) < len(group.items)
 
-        delivered: dict[int, list[tuple[UUID, UUID, str | None, bool]]] = {}
+        delivered: dict[int, list[tuple[Digest, Digest, str | None, bool]]] = {}
         records = []
         for item, outcome in tried:
-            mapped = item.mapped
-            if outcome.status is Status.REJECTED:
+            mapped, status = item.mapped, outcome.status
+            if status is Status.REJECTED:
                 why = (outcome.code, outcome.field, outcome.message)
                 letter = self._letters.undelivered(mapped, item.sequence, "rejected", item.attempts + 1, *why)
                 group.letters.append(letter)
-            elif outcome.status is not Status.TRANSIENT:
-                entry = (mapped.key, mapped.digest, outcome.crm_id, outcome.status is Status.DELETED)
+            elif status is not Status.TRANSIENT:
+                entry = (mapped.key, mapped.digest, outcome.crm_id, status is Status.DELETED)
                 delivered.setdefault(item.sequence, []).append(entry)
-                records.append(changes.record(outcome.status, item.line))
+                records.append(changes.record(status, item.line))
         arrived = [entry[0] for entries in delivered.values() for entry in entries]
 
         with self._state.transaction():
             for sequence, entries in delivered.items():
                 ledger.settle(self._state, self._id, sequence, entries)
-            self._letters.resolve(arrived + group.unchanged)
+            if self._letters_open:
+                self._letters.resolve(arrived + group.unchanged)
             for sequence, keys in group.nothing_due.items():
                 self._letters.close(sequence, keys)
             group.letters += self._queue(failed)
             self._letters.bury(group.letters)
-            ended = [*arrived, *group.unchanged, *group.overtaken, *(letter.lead_key for letter in group.letters)]
-            dead_letters.forget_retries(self._state, self._id, self._operation.sync_id, ended)
+            self._letters_open = self._letters_open or bool(group.letters)
+            if self._retries:
+                ended = [*arrived, *group.unchanged, *group.overtaken, *(letter.lead_key for letter in group.letters)]
+                dead_letters.forget_retries(self._state, self._id, self._operation.sync_id, ended)
             if records:
                 sealed = self._sealer.seal(changes.pack(self._source, records), operations.data_context(self.log.id))
                 operations.add_data(self._state, self.log, sealed)
@@ -151,7 +172,7 @@ class Load:
         log.info("settled", destination=self._target.name, **asdict(self.log.counts))
         self._judge_mapping()
 
-    def _queue(self, failed: Mapping[UUID, tuple[Item, Outcome]]) -> list[DeadLetter]:
+    def _queue(self, failed: Mapping[Digest, tuple[Item, Outcome]]) -> list[DeadLetter]:
         """Puts leads that failed in passing into the retry queue; those that failed too often become dead letters."""
         retries = []
         nonsense = None
@@ -165,6 +186,7 @@ class Load:
                 nonsense = outcome.message
         if nonsense:
             self._letters.remember("nonsense", f"{self._target.name} answered what makes no sense", {"reply": nonsense})
+        self._retries = self._retries or bool(retries)
         tries = dead_letters.queue_retries(self._state, self._id, self._operation.sync_id, retries)
         letters = []
         for key, attempts in tries.items():

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
-from uuid import UUID
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
 
 import orjson
 
-from leadsync.config import Destination, FieldMapping, Source
+from leadsync.config import Destination, Source
+from leadsync.models import Digest
+from leadsync.transforms import FALSE, Columns, MappingFailure, compile_rule
 
 Row = Sequence[str | None]
-_TRUE = {"t", "true", "yes", "on", "1"}
-_FALSE = {"f", "false", "no", "off", "0", ""}
 
 
-class MappingFailure(Exception):
-    """One lead can't be turned into a record; `field` is the destination's field at fault."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
+class Mapped(NamedTuple):
     """One row as one destination wants it. `fields` of a deleted lead are empty, except with `mode: field`."""
 
     external_id: str
-    key: UUID
+    key: Digest
     fields: dict[str, Any]
     delete: bool
-    digest: UUID
+    digest: Digest
 
 
 class Mapper:
@@ -46,18 +33,13 @@ class Mapper:
         self._key = [(name, place[name]) for name in source.key]
         self._deleted = place[source.deleted] if source.deleted else None
         self._route = [(place[c], frozenset(map(_text, values))) for c, values in destination.route.items()]
-        self._fields = [(name, _compile(name, rule, place)) for name, rule in destination.fields.items()]
+        self._fields = list(destination.fields)
+        self._rules = [compile_rule(name, rule, place) for name, rule in destination.fields.items()]
         self._on_delete = destination.on_delete
 
     def external_id(self, row: Row) -> str:
         """Our key of the lead: the key columns joined by `:`, with `\\` and `:` inside a column escaped by `\\`."""
-        parts = []
-        for name, index in self._key:
-            value = row[index]
-            if value is None:
-                raise MappingFailure(name, "the key column is NULL, so the lead has no external id")
-            parts.append(value)
-        return join_key(parts)
+        return self._joined([row[index] for _, index in self._key])
 
     def routed(self, row: Row) -> bool:
         """Whether the lead belongs to this destination."""
@@ -65,23 +47,95 @@ class Mapper:
 
     def deleted(self, row: Row) -> bool:
         """Whether the lead is soft-deleted in the lead store."""
-        return self._deleted is not None and (row[self._deleted] or "").lower() not in _FALSE
+        return bool(self._deleted_among([(value,) for value in row]))
+
+    def routed_among(self, columns: Columns) -> list[bool] | None:
+        """Which of many rows belong to this destination; None: all of them."""
+        if not self._route:
+            return None
+        places = [(columns[index], allowed) for index, allowed in self._route]
+        return [
+            all(value in allowed for value, (_, allowed) in zip(values, places, strict=True))
+            for values in zip(*(column for column, _ in places), strict=True)
+        ]
 
     def map(self, row: Row) -> Mapped:
         """Raises MappingFailure for a lead that has no record in this destination."""
-        external_id = self.external_id(row)
-        delete = self.deleted(row)
-        fields: dict[str, Any] = {}
-        if not delete or self._on_delete.mode == "field":
-            fields = {name: value(row) for name, value in self._fields}
-            if self._on_delete.field is not None and delete:
-                fields[self._on_delete.field] = self._on_delete.value
-                delete = False
+        (found,) = self.map_columns([(value,) for value in row])
+        if isinstance(found, MappingFailure):
+            raise found
+        return found
+
+    def map_columns(self, columns: Columns) -> list[Mapped | MappingFailure]:
+        """Maps many rows, given as their columns: per row what became of it.
+
+        Column by column, for a call per value and field would cost several times as much as all the rest.
+        """
+        failures: dict[int, MappingFailure] = {}
+        ids = self._external_ids(columns, failures)
+        gone = self._deleted_among(columns)
+        if self._on_delete.mode == "field":
+            fields = self._field_values(columns, failures)
+            for index in gone:
+                fields[index][self._on_delete.field or ""] = self._on_delete.value
+            deletes: Set[int] = frozenset()
+        else:
+            deletes = gone
+            failed: dict[int, MappingFailure] = {}
+            fields = self._field_values(columns, failed)
+            for index, failure in failed.items():
+                if index not in gone:
+                    failures.setdefault(index, failure)
+            for index in gone:
+                fields[index] = {}
+        found: list[Mapped | MappingFailure] = []
+        for index, (external_id, values) in enumerate(zip(ids, fields, strict=True)):
+            if index in failures:
+                found.append(failures[index])
+                continue
+            delete = index in deletes
+            try:
+                digest = _digest(orjson.dumps((delete, values)))
+            except TypeError:
+                found.append(MappingFailure("*", "a text is not valid Unicode"))
+            else:
+                found.append(Mapped(external_id, lead_key(external_id), values, delete, digest))
+        return found
+
+    def _external_ids(self, columns: Columns, failures: dict[int, MappingFailure]) -> list[str]:
+        keys = [columns[index] for _, index in self._key]
         try:
-            body = orjson.dumps([delete, fields])
+            if not any(mark in "".join(key) for key in keys for mark in "\\:"):  # type: ignore[arg-type]
+                return list(map(":".join, zip(*keys, strict=True)))
         except TypeError:
-            raise MappingFailure("*", "a text is not valid Unicode") from None
-        return Mapped(external_id, lead_key(external_id), fields, delete, _digest(body))
+            pass  # there is a NULL
+        ids = []
+        for index, values in enumerate(zip(*keys, strict=True)):
+            try:
+                ids.append(self._joined(values))
+            except MappingFailure as failure:
+                failures[index] = failure
+                ids.append("")
+        return ids
+
+    def _joined(self, values: Sequence[str | None]) -> str:
+        for (name, _), value in zip(self._key, values, strict=True):
+            if value is None:
+                raise MappingFailure(name, "the key column is NULL, so the lead has no external id")
+        return join_key(values)  # type: ignore[arg-type]
+
+    def _deleted_among(self, columns: Columns) -> frozenset[int]:
+        if self._deleted is None:
+            return frozenset()
+        flags = enumerate(columns[self._deleted])
+        return frozenset(index for index, flag in flags if flag != "f" and (flag or "").lower() not in FALSE)
+
+    def _field_values(self, columns: Columns, failures: dict[int, MappingFailure]) -> list[dict[str, Any]]:
+        count = len(columns[0])
+        if not self._fields:
+            return [{} for _ in range(count)]
+        values = [rule(columns, failures) for rule in self._rules]
+        return [dict(zip(self._fields, each, strict=True)) for each in zip(*values, strict=True)]
 
 
 def deletion(destination: Destination, external_id: str) -> Mapped:
@@ -92,7 +146,7 @@ def deletion(destination: Destination, external_id: str) -> Mapped:
     return Mapped(external_id, lead_key(external_id), fields, delete, _digest(orjson.dumps([delete, fields])))
 
 
-def lead_key(external_id: str) -> UUID:
+def lead_key(external_id: str) -> Digest:
     """The 16-byte key under which ledger and dead letters know a lead."""
     return _digest(external_id.encode("utf-8", "surrogatepass"))
 
@@ -114,8 +168,8 @@ def split_key(external_id: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _digest(data: bytes) -> UUID:
-    return UUID(bytes=hashlib.blake2b(data, digest_size=16).digest())
+def _digest(data: bytes) -> Digest:
+    return Digest(hashlib.blake2b(data, digest_size=16).digest())
 
 
 # The hash of every lead that is deleted in the CRM, whichever it is; `mode: field` has others.
@@ -126,93 +180,3 @@ def _text(value: object) -> str | None:
     if isinstance(value, bool):
         return "t" if value else "f"
     return None if value is None else str(value)
-
-
-def _compile(name: str, rule: FieldMapping, place: dict[str, int]) -> Callable[[Row], Any]:
-    if rule.column is None:
-        return lambda row: rule.constant
-    index = place[rule.column]
-    steps = [_TRANSFORMS[step] for step in rule.transform]
-    if not (steps or rule.path or rule.required or rule.max_length or rule.default is not None):
-        return lambda row: row[index]
-
-    def value(row: Row) -> Any:
-        found: Any = row[index]
-        try:
-            if rule.path is not None and found is not None:
-                found = _walk(found, rule.path)
-            for step in steps:
-                if found is not None:
-                    found = step(found)
-        except (ValueError, OverflowError) as error:
-            raise MappingFailure(name, _reason(error)) from None
-        if found is None or found == "":
-            found = rule.default
-        if rule.required and (found is None or found == ""):
-            raise MappingFailure(name, "required, but the lead has no value")
-        if rule.max_length is not None and isinstance(found, str):
-            found = found[: rule.max_length]
-        return found
-
-    return value
-
-
-def _reason(error: Exception) -> str:
-    # The text of a ValueError quotes the value, which may be personal.
-    return str(error) if isinstance(error, _Unfit) else "the value can't be converted"
-
-
-class _Unfit(ValueError):
-    """A value that does not fit; the text does not quote it."""
-
-
-def _walk(document: str, path: str) -> Any:
-    found = orjson.loads(document)
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return orjson.dumps(found).decode() if isinstance(found, dict | list) else found
-
-
-def _moment(value: str) -> datetime:
-    """PostgreSQL's text of a timestamp; one without zone is UTC."""
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise _Unfit("not a date between the years 1 and 9999") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _iso8601(value: str) -> str:
-    return _moment(value).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _epoch_ms(value: str) -> int:
-    return round(_moment(value).timestamp() * 1000)
-
-
-def _boolean(value: object) -> bool:
-    text = str(value).lower()
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
-    raise _Unfit("neither true nor false")
-
-
-def _number(value: object) -> float:
-    number = float(str(value))
-    if number != number or number in (float("inf"), float("-inf")):
-        raise _Unfit("not a finite number")
-    return number
-
-
-_TRANSFORMS: dict[str, Callable[[Any], Any]] = {
-    "trim": lambda value: str(value).strip(),
-    "lower": lambda value: str(value).lower(),
-    "upper": lambda value: str(value).upper(),
-    "digits": lambda value: "".join(c for c in str(value) if c.isascii() and c.isdigit()),
-    "iso8601": _iso8601,
-    "epoch_ms": _epoch_ms,
-    "integer": lambda value: int(str(value)),
-    "number": _number,
-    "boolean": _boolean,
-    "json": lambda value: orjson.loads(value),
-}

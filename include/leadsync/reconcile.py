@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import structlog
 
@@ -24,7 +23,7 @@ from leadsync.comparison import Comparison, Page
 from leadsync.config import Pipeline
 from leadsync.errors import ConfigError, LeadsyncError
 from leadsync.mapping import DELETED
-from leadsync.models import Kind
+from leadsync.models import Digest, Kind
 from leadsync.reconcile_request import Request
 from leadsync.source import RING, LeadStore, Sample, Window
 from leadsync.state import fence, ledger, reconciliation, recovery_log, schema, watermark
@@ -141,8 +140,8 @@ class _Run:
                 self._count(comparison.vanished(rows), [str(rows[-1][0])])
         self._mend()
 
-    def _ledger_page(self) -> list[tuple[UUID, str]]:
-        after = UUID(self._row.cursor[0]) if self._row.cursor else UUID(int=0)
+    def _ledger_page(self) -> list[tuple[Digest, str]]:
+        after = Digest.parse(self._row.cursor[0]) if self._row.cursor else Digest(16)
         return ledger.scan(self._state, self._mark.destination_id, after, PAGE, DELETED)
 
     def _count(self, page: Page, cursor: list[str]) -> None:

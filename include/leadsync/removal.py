@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 
@@ -22,7 +22,7 @@ from leadsync.copytext import escape
 from leadsync.crm.base import CRMAdapter, batches
 from leadsync.errors import LeadsyncError, TransientFailure, Unavailable
 from leadsync.mapping import Mapped, deletion, split_key
-from leadsync.models import Lead, Outcome, Status
+from leadsync.models import Digest, Lead, Outcome, Status
 from leadsync.sending import Sender
 from leadsync.state import dead_letters, fence, ledger, operations, recovery_log, watermark
 from leadsync.state.fence import Fence
@@ -79,7 +79,7 @@ class _Removal:
             self._fence.busy()
             leads = [(each.key, each.digest, each.external_id) for each in gone]
             claims = ledger.claim(self._state, self._id, sequence, leads, resend=True)
-        claimed = [each for each in gone if each.key in claims.send]
+        claimed = [each for each in gone if each.key not in claims.kept]
         row.counts.overtaken = row.counts.read - len(claimed)
         try:
             self._settle(sequence, row, self._send(claimed))
@@ -117,7 +117,7 @@ class _Removal:
 
     def _settle(self, sequence: int, row: LoadLog, told: Sequence[tuple[Mapped, Outcome]]) -> None:
         """Writes what became of them; raises what keeps the rest from being done."""
-        done: list[tuple[UUID, UUID, str | None, bool]] = []
+        done: list[tuple[Digest, Digest, str | None, bool]] = []
         records, refused, passing = [], [], []
         for mapped, outcome in told:
             if outcome.status is Status.REJECTED:

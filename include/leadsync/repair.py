@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from leadsync import operations, redelivery, removal
 from leadsync.clients import Clients
 from leadsync.config import Pipeline
-from leadsync.models import Finding, Kind
+from leadsync.models import Digest, Finding, Kind
 from leadsync.state import ledger, reconciliation, watermark
 from leadsync.state import operations as state_operations
 from leadsync.state.reconciliation import Reconciliation
@@ -55,7 +54,7 @@ def _note(
     number = watermark.read(state, pipeline.name, [destination])[destination].destination_id
     keys = [each.lead_key for each in findings]
     entries = ledger.look(state, number, keys)
-    repaired: set[UUID] = {
+    repaired: set[Digest] = {
         key for key, entry in entries.items() if entry.digest is not None and entry.sequence >= sequence
     }
     row.counts["repaired"] += len(repaired)

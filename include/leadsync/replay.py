@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import structlog
@@ -24,6 +23,7 @@ from leadsync.config import Pipeline
 from leadsync.errors import ConfigError, RedisAway, RefusedAgain, SnapshotError
 from leadsync.letters import NAMED
 from leadsync.mapping import lead_key
+from leadsync.models import Digest
 from leadsync.request import check_names, chosen_destinations
 from leadsync.state import dead_letters, recovery_log, redeliveries, replays, schema, watermark
 from leadsync.state import operations as state_operations
@@ -223,7 +223,7 @@ def _item(
     return {"pipeline": pipeline, "destination": destination, "selections": [{**selection, "mended": mended}]}
 
 
-def _keys(external_ids: Sequence[str]) -> list[UUID] | None:
+def _keys(external_ids: Sequence[str]) -> list[Digest] | None:
     return list(map(lead_key, external_ids)) or None
 
 

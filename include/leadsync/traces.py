@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
-from uuid import UUID
 
 import psycopg
 import structlog
@@ -22,6 +21,7 @@ from leadsync.config import Pipeline, Source
 from leadsync.copytext import parse_line
 from leadsync.errors import SnapshotError
 from leadsync.mapping import lead_key, split_key
+from leadsync.models import Digest
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.state import operations
@@ -72,13 +72,13 @@ class Sought:
 
     def __init__(self, external_ids: Sequence[str]) -> None:
         self.keys = {external_id: lead_key(external_id) for external_id in external_ids}
-        self._values: dict[tuple[str | None, ...], UUID] = {split_key(name): key for name, key in self.keys.items()}
+        self._values: dict[tuple[str | None, ...], Digest] = {split_key(name): key for name, key in self.keys.items()}
         # A line that lacks one of them can't be the lead's: most lines are not taken apart.
         self._needles = [[max(ESCAPED.split(v), key=len) for v in split_key(name)] for name in self.keys]
         names = "|".join(map(re.escape, sorted(self.keys, key=len, reverse=True)))
         self._named = re.compile(rf"(?<![\w:\\])(?:{names})(?![\w:\\])")
 
-    def among(self, lines: Sequence[str], columns: Sequence[str], key: Sequence[str]) -> dict[int, UUID]:
+    def among(self, lines: Sequence[str], columns: Sequence[str], key: Sequence[str]) -> dict[int, Digest]:
         """Which of these COPY lines are a lead's: place → lead key."""
         places = [columns.index(name) for name in key]
         found = {}
@@ -90,7 +90,7 @@ class Sought:
                     found[index] = lead
         return found
 
-    def hide(self, value: Any, seen: set[UUID]) -> Any:
+    def hide(self, value: Any, seen: set[Digest]) -> Any:
         """A JSON value in which lead keys stand for external ids; `seen` gets those that were named."""
         if isinstance(value, str):
 
@@ -110,7 +110,7 @@ class Sought:
 class Traces:
     """What was found: rows, records, lines or chunks by lead and store, and where; all ids, no leads."""
 
-    counts: dict[UUID, Counter[str]]
+    counts: dict[Digest, Counter[str]]
     parts: list[tuple[int, int]] = field(default_factory=list)  # load and part
     lines: list[int] = field(default_factory=list)  # of the recovery log
     snapshots: list[str] = field(default_factory=list)
@@ -127,7 +127,7 @@ def find(clients: Clients, pipeline: Pipeline, destinations: Sequence[int], soug
     state, traces = clients.state, Traces({key: Counter() for key in sought.keys.values()})
     values = {"destinations": list(destinations), "leads": list(sought.keys.values())}
     for store, lead, rows in state.execute(KEYED, values):
-        traces.counts[lead][store] += rows
+        traces.counts[Digest(lead.bytes)][store] += rows
     for load, part, records in _parts(state, clients.sealer, destinations):
         head, lines = changes.unpack(records)
         found = sought.among([line[1:] for line in lines], head["columns"], head["key"])
@@ -136,7 +136,7 @@ def find(clients: Clients, pipeline: Pipeline, destinations: Sequence[int], soug
         if found:
             traces.parts.append((load, part))
     for line, message, details in _lines(state, pipeline.name):
-        seen: set[UUID] = set()
+        seen: set[Digest] = set()
         sought.hide([message, details], seen)
         for lead in seen:
             traces.counts[lead]["recovery_log"] += 1
@@ -179,7 +179,7 @@ def _find_in_snapshots(snapshots: SnapshotStore, source: Source, sought: Sought,
             continue  # expired since
         if not set(source.key) <= set(columns):
             raise SnapshotError(f"snapshot {snapshot_id} lacks the columns that the pipeline file now calls `key`")
-        held = Counter[UUID]()
+        held = Counter[Digest]()
         for chunk in snapshots.remains(snapshot_id):
             held.update(sought.among(chunk.decode().split("\n")[:-1], columns, source.key).values())
         for lead in held:

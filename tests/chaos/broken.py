@@ -61,7 +61,7 @@ def overtaken_by_doubt() -> None:
 
     def claim(*positional: Any, **named: Any) -> ledger.Claims:
         claims = plain(*positional, **named)
-        return ledger.Claims(claims.send, claims.unchanged, claims.overtaken | claims.in_doubt, set())
+        return ledger.Claims(claims.unchanged, claims.overtaken | claims.in_doubt, set(), claims.crm_ids)
 
     ledger.claim = claim
 

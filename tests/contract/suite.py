@@ -110,7 +110,7 @@ class AdapterSuite:
         assert crm.records() == {}
 
     def test_awkward_external_ids(self, adapter: CRMAdapter, crm: Simulator) -> None:
-        leads = [replace(self.lead(1), external_id=f"a'b\\:\"{number}é,(") for number in range(3)]
+        leads = [self.lead(1)._replace(external_id=f"a'b\\:\"{number}é,(") for number in range(3)]
         adapter.deliver(leads)
         found = adapter.fetch([lead.external_id for lead in leads])
         assert {key: len(records) for key, records in found.items()} == {lead.external_id: 1 for lead in leads}
@@ -293,7 +293,7 @@ class AdapterSuite:
         adapter.deliver([self.lead(1)])
         for stale in (old.crm_id, other.crm_id, "nonsense"):
             adapter.deliver([self.lead(1)])
-            gone = adapter.deliver([replace(self.lead(1), crm_id=stale)], delete=True)
+            gone = adapter.deliver([self.lead(1)._replace(crm_id=stale)], delete=True)
             assert self.statuses(gone) == [Status.DELETED]
             assert set(crm.records()) == {"ASDAD:2"}
 

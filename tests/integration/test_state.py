@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
 from leadsync.errors import SchemaError
+from leadsync.mapping import lead_key
+from leadsync.models import Digest
 from leadsync.state import ledger, schema
 
-LEAD, NEW, OLD = UUID(int=1), UUID(int=2), UUID(int=3)
+LEAD, NEW, OLD = Digest(bytes([1]) * 16), Digest(bytes([2]) * 16), Digest(bytes([3]) * 16)
 Connection = psycopg.Connection[Any]
 
 
-def claim(state: Connection, sequence: int, digest: UUID, **more: bool) -> ledger.Claims:
+def claim(state: Connection, sequence: int, digest: Digest, **more: bool) -> ledger.Claims:
     with state.transaction():
-        return ledger.claim(state, 1, sequence, [(LEAD, digest, "ASDAD:1")], **more)
+        return ledger.claim(state, 1, sequence, [(LEAD, digest, "ASDAD:1")], ids=True, **more)
 
 
-def settle(state: Connection, sequence: int, digest: UUID) -> None:
+def sends(claims: ledger.Claims) -> bool:
+    return not claims.kept
+
+
+def settle(state: Connection, sequence: int, digest: Digest) -> None:
     with state.transaction():
         ledger.settle(state, 1, sequence, [(LEAD, digest, "crm-1", False)])
 
@@ -40,10 +45,12 @@ def test_an_old_schema_names_the_command(database: str) -> None:
 
 
 def test_a_new_lead_is_claimed_sent_and_then_unchanged(state: Connection) -> None:
-    assert claim(state, 1, NEW).send == {LEAD: None}
+    claims = claim(state, 1, NEW)
+    assert sends(claims)
+    assert claims.crm_ids == {}
     settle(state, 1, NEW)
     assert claim(state, 2, NEW).unchanged == {LEAD}
-    assert claim(state, 3, NEW, resend=True).send == {LEAD: "crm-1"}
+    assert claim(state, 3, NEW, resend=True).crm_ids == {LEAD: "crm-1"}
 
 
 def test_the_sequence_of_an_unchanged_lead_is_written_too(state: Connection) -> None:
@@ -57,19 +64,36 @@ def test_a_newer_claim_in_doubt_is_not_overtaken(state: Connection) -> None:
     claim(state, 5, NEW)
     assert claim(state, 4, OLD).in_doubt == {LEAD}
     settle(state, 4, OLD)  # of no effect: the claim is another's
-    assert claim(state, 5, NEW).send == {LEAD: None}
+    assert claim(state, 5, NEW).crm_ids == {LEAD: None}
 
 
 def test_a_claim_clears_the_hash_so_that_a_revert_after_a_lost_reply_is_sent(state: Connection) -> None:
     claim(state, 1, OLD)
     settle(state, 1, OLD)
     claim(state, 2, NEW)  # the reply to this one is lost
-    assert claim(state, 3, OLD).send == {LEAD: "crm-1"}
+    assert claim(state, 3, OLD).crm_ids == {LEAD: "crm-1"}
 
 
 def test_a_dry_run_claims_nothing(state: Connection) -> None:
-    assert claim(state, 9, NEW, dry_run=True).send == {LEAD: None}
+    assert sends(claim(state, 9, NEW, dry_run=True))
     assert state.execute("SELECT count(*) FROM leadsync.delivery").fetchone() == (0,)
+
+
+def test_leads_are_looked_up_by_key_whatever_the_planner_believes(state: Connection) -> None:
+    """It believes that the ledger is empty, for nobody has told it otherwise."""
+    state.execute("ALTER TABLE leadsync.delivery SET (autovacuum_enabled = false)")
+    leads = [(lead_key(str(number)), NEW, str(number)) for number in range(3000)]
+    with state.transaction():
+        ledger.claim(state, 1, 1, leads)
+    values = {"destination": 1, "sequence": 2, "resend": False, "ids": False, "lead_keys": [LEAD], "sequences": [1]}
+    with state.transaction():
+        for statement in (ledger.BY_KEY, ledger.CLAIMS, ledger.SETTLEMENTS):
+            state.execute(statement)
+        for statement in (ledger.COMPARE, ledger.CLAIM, ledger.SETTLE, ledger.DISTRUST):
+            lines = [line for (line,) in state.execute(f"EXPLAIN {statement}", values)]  # type: ignore[arg-type]
+            inner = max(place for place, line in enumerate(lines) if " on delivery" in line)
+            assert "Index Scan using delivery_pkey on delivery" in lines[inner], lines
+            assert "lead_key =" in lines[inner + 1], lines
 
 
 def test_migrations_keep_what_is_there(database: str) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadsync.config import Destination, Source
-from leadsync.mapping import DELETED, Mapper, MappingFailure, join_key, split_key
+from leadsync.config import Destination, FieldMapping, Source
+from leadsync.mapping import DELETED, Mapper, join_key, split_key
+from leadsync.transforms import MappingFailure, single
 
 COLUMNS = ("appkey", "uid", "email", "answers", "update_time", "is_delete")
 SOURCE = Source(table="t", key=("appkey", "uid"), watermark="update_time", deleted="is_delete", columns=COLUMNS)
@@ -104,3 +105,45 @@ def test_the_digest_tells_states_apart() -> None:
     map_ = mapper({"F": "email"}).map
     assert map_(row(email="a")).digest == map_(row(email="a", update_time="2030-01-01 00:00:00+00")).digest
     assert len({map_(row(email=e, is_delete=d)).digest for e in ("a", "b", None) for d in ("f", "t")}) == 4
+
+
+TEXTS = st.none() | st.text("aB é\\:")
+RULES = st.fixed_dictionaries(
+    {"column": st.just("email")},
+    optional={
+        "transform": st.lists(st.sampled_from(["trim", "lower", "upper", "digits", "integer"]), max_size=3),
+        "default": st.sampled_from(["", "none", "ünknown", 7]),
+        "max_length": st.integers(1, 4),
+        "required": st.booleans(),
+    },
+)
+
+
+@given(RULES, st.lists(TEXTS, min_size=1, max_size=5))
+def test_a_column_at_once_is_each_value_alone(rule: dict[str, Any], values: list[str | None]) -> None:
+    def alone(value: str | None) -> object:
+        try:
+            return single("F", FieldMapping.model_validate(rule))(value)
+        except MappingFailure as failure:
+            return failure.reason
+
+    plain = set(rule) == {"column"} or rule == {"column": "email", "transform": []}
+    expected = [value if plain else alone(value) for value in values]
+    rows = [row(uid=str(number), email=value) for number, value in enumerate(values)]
+    found = mapper({"F": rule}).map_columns(list(zip(*rows, strict=True)))
+    assert [f.reason if isinstance(f, MappingFailure) else f.fields["F"] for f in found] == expected
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from(["t", "f", None])), min_size=1, max_size=6))
+def test_rows_mapped_together_are_each_row_alone(values: list[tuple[str | None, str | None, str | None]]) -> None:
+    map_ = mapper({"F": {"column": "answers", "transform": "integer"}, "G": "email"})
+    rows = [row(uid=uid, answers=answer, is_delete=gone) for uid, answer, gone in values]
+
+    def alone(one: list[str | None]) -> object:
+        try:
+            return map_.map(one)
+        except MappingFailure as failure:
+            return str(failure)
+
+    found = map_.map_columns(list(zip(*rows, strict=True)))
+    assert [str(f) if isinstance(f, MappingFailure) else f for f in found] == [alone(one) for one in rows]

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,6 +81,7 @@ class CRMAdapter(ABC):
 
     name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
     label: ClassVar[str]  # the vendor's name
+    needs_crm_id: ClassVar[bool] = False  # whether it makes use of Lead.crm_id
     max_batch: ClassVar[int]
     limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
@@ -186,7 +188,7 @@ class CRMAdapter(ABC):
             raise ValueError("the same external id is there twice")
         outcomes: dict[str, Outcome] = {}
         for batch in batches(leads, self.max_batch):
-            outcomes |= self.attempt(self.delete if delete else self.upsert, batch)
+            outcomes.update(self.attempt(self.delete if delete else self.upsert, batch))
         return [outcomes[external_id] for external_id in ids]
 
     @final
@@ -210,11 +212,10 @@ class CRMAdapter(ABC):
                 )
                 for lead in batch
             ]
-        outcomes: dict[str, Outcome] = {}
-        for outcome in told:
-            if outcome.external_id in outcomes:  # a reply that contradicts itself
-                outcome = Outcome(outcome.external_id, Status.TRANSIENT, code="malformed_reply")
-            outcomes[outcome.external_id] = outcome
+        outcomes = {outcome.external_id: outcome for outcome in told}
+        if len(outcomes) < len(told):  # a reply that contradicts itself
+            twice = Counter(outcome.external_id for outcome in told)
+            outcomes |= {i: Outcome(i, Status.TRANSIENT, code="malformed_reply") for i, n in twice.items() if n > 1}
         missing = "missing_from_reply"
         return {
             lead.external_id: outcomes.get(lead.external_id)

@@ -96,7 +96,11 @@ class HubSpot(CRMAdapter):
                 "id": lead.external_id,
                 "idProperty": key,
                 "objectWriteTraceId": trace,
-                "properties": {name: _text(value) for name, value in lead.fields.items()} | {key: lead.external_id},
+                # Most values are texts already, and a call for each would cost more than the rest of the body.
+                "properties": {
+                    **{name: value if type(value) is str else _text(value) for name, value in lead.fields.items()},
+                    key: lead.external_id,
+                },
             }
             for trace, lead in traced.items()
         ]

@@ -9,6 +9,8 @@ from uuid import UUID
 
 import psycopg
 
+from leadsync.models import Digest
+
 MAX_ATTEMPTS = 3
 # How the external id of a row begins that has none since a key column is NULL. Nothing can find such a row by it.
 NAMELESS = "row without key "
@@ -79,7 +81,7 @@ ON CONFLICT (destination_id, lead_key) WHERE resolved_at IS NULL DO UPDATE
 class DeadLetter:
     """A lead that a destination refused; `message` and `payload` are sealed."""
 
-    lead_key: UUID
+    lead_key: Digest
     external_id: str
     sequence: int  # under which the state was read that could not be delivered
     reason: str  # rejected, mapping or failed
@@ -94,7 +96,7 @@ class DeadLetter:
 class Retry:
     """A lead that failed in passing; `counts` is 0 when no byte of its request can have reached the CRM."""
 
-    lead_key: UUID
+    lead_key: Digest
     external_id: str
     chunk: int
     code: str | None
@@ -103,7 +105,7 @@ class Retry:
 
 def queue_retries(
     connection: psycopg.Connection[Any], destination: int, sync_id: str, retries: Sequence[Retry]
-) -> dict[UUID, int]:
+) -> dict[Digest, int]:
     """Counts one more failure for each lead; returns how many each has had."""
     values = {
         "destination": destination,
@@ -114,20 +116,22 @@ def queue_retries(
         "codes": [retry.code for retry in retries],
         "counts": [retry.counts for retry in retries],
     }
-    return {key: attempts for key, attempts in connection.execute(QUEUE_RETRIES, values)} if retries else {}
+    if not retries:
+        return {}
+    return {Digest(key.bytes): attempts for key, attempts in connection.execute(QUEUE_RETRIES, values)}
 
 
-def waiting(connection: psycopg.Connection[Any], destination: int, sync_id: str) -> dict[int, dict[UUID, int]]:
+def waiting(connection: psycopg.Connection[Any], destination: int, sync_id: str) -> dict[int, dict[Digest, int]]:
     """The leads of this operation that wait to be tried again: chunk → lead key → failures so far."""
-    found: dict[int, dict[UUID, int]] = {}
+    found: dict[int, dict[Digest, int]] = {}
     values = {"destination": destination, "sync_id": UUID(sync_id)}
     for chunk, key, attempts in connection.execute(WAITING, values):
-        found.setdefault(chunk, {})[key] = attempts
+        found.setdefault(chunk, {})[Digest(key.bytes)] = attempts
     return found
 
 
 def forget_retries(
-    connection: psycopg.Connection[Any], destination: int, sync_id: str, lead_keys: Sequence[UUID]
+    connection: psycopg.Connection[Any], destination: int, sync_id: str, lead_keys: Sequence[Digest]
 ) -> None:
     """Takes leads out of the retry queue: they have ended otherwise."""
     if lead_keys:
@@ -141,14 +145,14 @@ def any_open(connection: psycopg.Connection[Any], destination: int) -> bool:
     return bool(found)
 
 
-def open_among(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID]) -> set[UUID]:
+def open_among(connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[Digest]) -> set[Digest]:
     """Which of these leads are open dead letters of the destination."""
     values = {"destination": destination, "lead_keys": list(lead_keys)}
-    return {row[0] for row in connection.execute(OPEN_AMONG, values)}
+    return {Digest(key.bytes) for (key,) in connection.execute(OPEN_AMONG, values)}
 
 
 def resolve(
-    connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[UUID], resolution: str
+    connection: psycopg.Connection[Any], destination: int, lead_keys: Sequence[Digest], resolution: str
 ) -> list[str]:
     """Closes the open dead letters of leads that were delivered and settled; returns their external ids."""
     if not lead_keys:
@@ -158,7 +162,7 @@ def resolve(
 
 
 def close(
-    connection: psycopg.Connection[Any], destination: int, sequence: int, lead_keys: Sequence[UUID], resolution: str
+    connection: psycopg.Connection[Any], destination: int, sequence: int, lead_keys: Sequence[Digest], resolution: str
 ) -> list[str]:
     """Closes the open dead letters of leads that had nothing to deliver under `sequence`; returns external ids."""
     if not lead_keys:

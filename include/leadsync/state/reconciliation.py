@@ -13,7 +13,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from leadsync.errors import LeadsyncError
-from leadsync.models import Finding, Kind
+from leadsync.models import Digest, Finding, Kind
 from leadsync.state.fence import DESTINATION_LOCKS
 
 # Kept of each kind and reconciliation.
@@ -177,11 +177,18 @@ def waiting(
 ) -> list[Finding]:
     """The next findings of these kinds that no repair has gone over."""
     found = connection.execute(WAITING, {"id": row.id, "kinds": [kind.value for kind in kinds], "limit": limit})
-    return [Finding(Kind(kind), external_id, key, fields, ids) for kind, external_id, key, fields, ids in found]
+    return [
+        Finding(Kind(kind), external_id, Digest(key.bytes), fields, ids)
+        for kind, external_id, key, fields, ids in found
+    ]
 
 
 def mended(
-    connection: psycopg.Connection[Any], row: Reconciliation, repair: str, tried: Sequence[UUID], repaired: set[UUID]
+    connection: psycopg.Connection[Any],
+    row: Reconciliation,
+    repair: str,
+    tried: Sequence[Digest],
+    repaired: set[Digest],
 ) -> None:
     """Notes that the operation `repair` went over these leads, and which of them are right now."""
     values = {"id": row.id, "repair": UUID(repair), "tried": list(tried), "repaired": list(repaired)}

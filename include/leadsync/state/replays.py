@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 
+from leadsync.models import Digest
 from leadsync.state.dead_letters import NAMELESS
 
 # A group is what the recovery log calls it: reason, code and field.
@@ -85,7 +86,7 @@ class Selection:
     sequence: int
     upto: int | None = None
     group: str | None = None
-    lead_keys: Sequence[UUID] | None = None
+    lead_keys: Sequence[Digest] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,11 @@ def groups(
 
 
 def look_up(
-    connection: psycopg.Connection[Any], destinations: Sequence[int], lead_keys: Sequence[UUID]
-) -> dict[UUID, Known]:
+    connection: psycopg.Connection[Any], destinations: Sequence[int], lead_keys: Sequence[Digest]
+) -> dict[Digest, Known]:
     """What is known of the leads' dead letters; those that never had one are missing."""
     values = {"destinations": list(destinations), "lead_keys": list(lead_keys)}
-    return {key: Known(*rest) for key, *rest in connection.execute(LOOK_UP, values)}
+    return {Digest(key.bytes): Known(*rest) for key, *rest in connection.execute(LOOK_UP, values)}
 
 
 def mark(connection: psycopg.Connection[Any], destination: int, group: str, sequence: int, by: str | None) -> None:
