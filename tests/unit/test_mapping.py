@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leadsync.config import Destination, FieldMapping, Source
@@ -119,6 +119,7 @@ RULES = st.fixed_dictionaries(
 )
 
 
+@example({"column": "email", "required": False}, ["", None])
 @given(RULES, st.lists(TEXTS, min_size=1, max_size=5))
 def test_a_column_at_once_is_each_value_alone(rule: dict[str, Any], values: list[str | None]) -> None:
     def alone(value: str | None) -> object:
@@ -127,7 +128,7 @@ def test_a_column_at_once_is_each_value_alone(rule: dict[str, Any], values: list
         except MappingFailure as failure:
             return failure.reason
 
-    plain = set(rule) == {"column"} or rule == {"column": "email", "transform": []}
+    plain = "default" not in rule and not any(rule.get(name) for name in ("transform", "max_length", "required"))
     expected = [value if plain else alone(value) for value in values]
     rows = [row(uid=str(number), email=value) for number, value in enumerate(values)]
     found = mapper({"F": rule}).map_columns(list(zip(*rows, strict=True)))
