@@ -26,7 +26,7 @@ def parse_line(line: str) -> list[str | None]:
 
 
 def parse_columns(lines: Sequence[str]) -> list[Sequence[str | None]]:
-    """The columns of some lines: as `parse_line`, at a third of its cost."""
+    """The columns of some lines: as `parse_line` of each, and cheaper."""
     columns: list[Sequence[str | None]] = list(zip(*[line.split("\t") for line in lines], strict=True))
     return [
         [None if value == "\\N" else _unescape(value) if value and "\\" in value else value for value in column]

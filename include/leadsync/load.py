@@ -39,8 +39,8 @@ BATCH_SHARES = (1.0, 0.1, 0.0)
 
 @contextmanager
 def _garbage_collected_seldom() -> Iterator[None]:
-    """Hundreds of thousands of leads come and go without a cycle among them; looking for one after every few hundred
-    costs a third of the time of a load."""
+    """Hundreds of thousands of leads come and go without a cycle among them: to look for one after every few hundred
+    is wasted work."""
     thresholds = gc.get_threshold()
     gc.set_threshold(200_000, 10, 10)
     try:

@@ -12,7 +12,7 @@ from uuid import UUID
 class Digest(bytes):
     """A hash of 16 bytes, a `uuid` in PostgreSQL: of an external id (the lead's key), or of a payload.
 
-    Bytes and not a UUID, which is ten times as slow to make and to look up: a load does it several times for each lead.
+    Bytes and not a UUID, which is slow to make and to look up: a load does it several times for each lead.
     """
 
     __slots__ = ()
