@@ -15,6 +15,7 @@ from demo import lead_store
 from leadsync import snapshot
 from leadsync.config import FieldMapping
 from leadsync.crm.base import CRMAdapter
+from leadsync.crm.hubspot import HubSpot
 from leadsync.dry_run import dry_run
 from leadsync.errors import BrokenMapping, Superseded, TransientFailure, Unavailable
 from leadsync.mapping import lead_key
@@ -346,6 +347,23 @@ def test_the_letter_of_a_lead_that_was_read_again_is_as_new_as_what_was_read(wor
     assert world.load(old, "hubspot")["dead"] == 1
     assert world.load(run, "hubspot")["dead"] == 0
     assert world.dead("hubspot") == {"ASDAD:2": "mapping"}
+
+
+@pytest.mark.parametrize("needs", [True, False])
+def test_an_adapter_that_needs_the_crms_ids_gets_those_that_are_known(
+    world: World, monkeypatch: pytest.MonkeyPatch, needs: bool
+) -> None:
+    fill(world, 2)
+    world.run(destinations=["hubspot"])
+    known: list[str | None] = []
+    upsert = HubSpot.upsert
+    monkeypatch.setattr(HubSpot, "needs_crm_id", needs)
+    monkeypatch.setattr(HubSpot, "upsert", lambda me, leads: known.extend(x.crm_id for x in leads) or upsert(me, leads))
+    lead_store.insert(world.hive, "OTHER", "Lead 3")
+    world.run(since="2020-01-01T00:00:00Z", resend=True, destinations=["hubspot"])
+    ids = {record["id"] for record in world.simulators["hubspot"].get("records").values()}
+    assert len(known) == 3
+    assert len(ids & set(known)) == (2 if needs else 0)
 
 
 def test_a_dry_run_sends_and_writes_nothing(world: World) -> None:
