@@ -10,7 +10,7 @@ import pytest
 import redis
 from psycopg.sql import SQL, Identifier
 
-from leadsync.state import schema
+from leadsync.state import migration
 from tests.support.servers import running_postgres, running_valkey
 from tests.support.simulators import Simulator, running_simulator
 
@@ -70,7 +70,7 @@ def database(_hive: str) -> str:
 def state(_leadsync: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a database with Leadsync's tables, which are empty."""
     _empty(_leadsync)
-    schema.migrate(_leadsync)
+    migration.migrate(_leadsync)
     with psycopg.connect(_leadsync, autocommit=True) as connection:
         yield connection
 

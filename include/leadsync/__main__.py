@@ -58,7 +58,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
-    schema.migrate(_dsn(arguments), arguments.revision)
+    from leadsync.state import migration  # Alembic takes long to import
+
+    migration.migrate(_dsn(arguments), arguments.revision)
     print(
         f"Leadsync's tables are at revision {schema.newest() if arguments.revision == 'head' else arguments.revision}"
     )

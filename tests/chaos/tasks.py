@@ -27,7 +27,7 @@ from leadsync.request import read_request
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import APPLICATION_NAME, LeadStore
-from leadsync.state import fence, schema
+from leadsync.state import fence
 
 # Seconds. A request may be under way for 3 × connect + 2 × read = 1.75 s at most: what the generator holds up, it holds
 # up for less, since a request that lands later than that can't be told from a live one by anybody.
@@ -58,8 +58,6 @@ def make_small() -> None:
     http.FIRST_WAIT = 0.05
     fence.CHECK_SECONDS = 0.5
     parking.WAIT = timedelta(seconds=0.5)
-    newest = schema.newest()
-    schema.newest = lambda: newest  # else every worker imports the migrations
 
 
 def extract(setup: Mapping[str, Any], run_id: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

