@@ -155,7 +155,7 @@ def airflow() -> Iterator[Airflow]:
         shipped = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
         shipped["schedule"]["cron"] = None  # a run is when the test says so
         for target in shipped["destinations"].values():
-            target["settings"] = {"read_timeout": 4, "connect_timeout": 1, "requests_per_second": 1000}
+            target["settings"] = {"read_timeout": 2, "connect_timeout": 0.5, "requests_per_second": 1000}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
         base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
         stack = Stack(

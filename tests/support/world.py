@@ -31,7 +31,7 @@ from tests.support.simulators import Simulator
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
 KEY = base64.b64encode(bytes(32)).decode()
-SETTINGS = {"read_timeout": 1, "connect_timeout": 1, "requests_per_second": 1000}
+SETTINGS = {"read_timeout": 1, "connect_timeout": 0.25, "requests_per_second": 1000}
 
 
 class World:
