@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test chaos bench lock check
+.PHONY: help up down status clean lint test test-airflow test-rest chaos bench lock check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,7 +39,14 @@ lint: $(STAMP) ## ruff, mypy and the import rules
 	$(BIN)/lint-imports
 
 test: $(STAMP) ## every test; needs nothing running and leaves nothing running
-	$(BIN)/pytest
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-airflow test-rest
+
+# Side by side: with Airflow's processes a test waits most of the time, without them it counts.
+test-airflow: $(STAMP)
+	$(BIN)/pytest tests/e2e
+
+test-rest: $(STAMP)
+	$(BIN)/pytest --ignore=tests/e2e
 
 chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on), or one SEED; STACK=1: under Airflow
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
