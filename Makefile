@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test test-airflow test-rest chaos bench lock check
+.PHONY: help up down status clean lint test test-airflow test-rest chaos bench lock check docs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ bench: $(STAMP) ## memory of every task over a window of 1,000,000 leads (about 
 
 check: $(STAMP) ## reads the pipeline files and says what is wrong
 	$(BIN)/python -m leadsync check
+
+docs: $(STAMP) ## writes the documentation page of each CRM from its adapter
+	@$(BIN)/python -m leadsync docs
 
 lock: ## compiles requirements.in into requirements.txt, fully pinned
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in -o requirements.txt

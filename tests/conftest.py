@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Identifier
 
 from leadsync.state import migration
 from tests.support.servers import running_postgres, running_valkey
-from tests.support.simulators import Simulator, running_simulator
+from tests.support.simulators import Simulator, Simulators
 
 OTHERS: LiteralString = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -88,18 +88,19 @@ def valkey(valkey_server: redis.Redis) -> redis.Redis:
 
 
 @pytest.fixture(scope="session")
-def simulators() -> Iterator[dict[str, Simulator]]:
-    with running_simulator("hubspot") as hubspot, running_simulator("salesforce") as salesforce:
-        yield {"hubspot": hubspot, "salesforce": salesforce}
+def simulators() -> Iterator[Simulators]:
+    simulators = Simulators()
+    yield simulators
+    simulators.stop()
 
 
 @pytest.fixture
-def hubspot(simulators: dict[str, Simulator]) -> Simulator:
+def hubspot(simulators: Simulators) -> Simulator:
     simulators["hubspot"].reset()
     return simulators["hubspot"]
 
 
 @pytest.fixture
-def salesforce(simulators: dict[str, Simulator]) -> Simulator:
+def salesforce(simulators: Simulators) -> Simulator:
     simulators["salesforce"].reset()
     return simulators["salesforce"]

@@ -1,4 +1,4 @@
-"""The command line: `python -m leadsync` with `check`, `migrate`, `operation` or `erase`."""
+"""The command line: `python -m leadsync` with `check`, `migrate`, `operation`, `erase` or `docs`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import psycopg
 
 from leadsync import operation_log
 from leadsync.config import load_pipelines
-from leadsync.crm import registry
+from leadsync.crm import pages, registry
 from leadsync.errors import LeadsyncError
 from leadsync.sealing import Sealer
 from leadsync.state import schema
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
+DOCS = Path(__file__).parents[2] / "docs" / "crm"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     erase.add_argument("pipeline", help="the pipeline whose leads they are")
     erase.add_argument("external_id", nargs="+", help="such as ASDAD:12345")
     erase.set_defaults(run=_erase)
+    docs = commands.add_parser("docs", help="write the documentation page of each adapter from its class")
+    docs.add_argument("--folder", type=Path, default=DOCS, help="default: %(default)s")
+    docs.set_defaults(run=_docs)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -88,6 +92,11 @@ def _erase(arguments: argparse.Namespace) -> None:
         user = f"uid {os.getuid()}"
     done = upkeep.erase_leads(arguments.pipeline, arguments.external_id, f"{user} (command line)")
     print(orjson.dumps(done).decode())
+
+
+def _docs(arguments: argparse.Namespace) -> None:
+    for path in pages.write(arguments.folder):
+        print(path)
 
 
 def _dsn(arguments: argparse.Namespace) -> str:

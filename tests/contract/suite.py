@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 
-from leadsync.config import Destination, load_pipeline
+from leadsync.config import Destination, Pipeline, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.crm.http import RequestFailed
@@ -19,7 +20,7 @@ from leadsync.errors import AccessError, FenceLost, QuotaExceeded
 from leadsync.mapping import Mapper
 from leadsync.models import Lead, Outcome, Status
 from tests.support.servers import free_port
-from tests.support.simulators import SECRETS, Simulator
+from tests.support.simulators import SECRETS, Simulator, Simulators
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
 
@@ -40,14 +41,21 @@ class AdapterSuite:
     bad: ClassVar[dict[str, Any]]  # fields that make a lead invalid
 
     @pytest.fixture
-    def crm(self, simulators: dict[str, Simulator]) -> Simulator:
+    def crm(self, simulators: Simulators) -> Simulator:
         simulators[self.name].reset()
         return simulators[self.name]
 
     @pytest.fixture
     def destination(self) -> Destination:
-        shipped = next(target for target in SHIPPED.destinations if target.name == self.name)
-        return shipped.model_copy(update={"settings": {"read_timeout": 5, "requests_per_second": 1000}})
+        example = yaml.safe_load(registry.adapter_class(self.name).example)
+        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000}
+        content = {
+            **SHIPPED.model_dump(exclude={"destinations"}),
+            "destinations": {self.name: {**example, "settings": settings}},
+        }
+        pipeline = Pipeline.model_validate(content)
+        registry.check_pipeline(pipeline)
+        return pipeline.destinations[0]
 
     @pytest.fixture
     def adapter(self, crm: Simulator, destination: Destination) -> Iterator[CRMAdapter]:

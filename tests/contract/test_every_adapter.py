@@ -1,11 +1,14 @@
 """No adapter without a suite, and no suite that overrides an inherited case."""
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from leadsync.crm import registry
+from leadsync.crm import pages, registry
 from tests.contract.suite import AdapterSuite
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", registry.adapter_names())
@@ -19,3 +22,16 @@ def test_every_adapter_inherits_the_suite(name: str) -> None:
     assert [suite.name for suite in suites] == [name]
     overridden = [case for suite in suites for case in vars(suite) if case in vars(AdapterSuite)]
     assert not [case for case in overridden if not case.startswith("__")]
+
+
+@pytest.mark.parametrize("name", registry.adapter_names())
+def test_every_adapter_is_documented(name: str) -> None:
+    written = (ROOT / "docs" / "crm" / f"{name}.md").read_text()
+    assert written == pages.page(registry.adapter_class(name)), "run `make docs`"
+    assert f"docs/crm/{name}.md" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", registry.adapter_names())
+def test_every_setting_is_explained(name: str) -> None:
+    fields = registry.adapter_class(name).settings_model.model_fields
+    assert [setting for setting, field in fields.items() if not field.description] == []

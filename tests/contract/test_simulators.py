@@ -14,13 +14,13 @@ import requests
 
 from tests.contract.calls import KEY, Client
 from tests.support.servers import free_port
-from tests.support.simulators import INCLUDE, Simulator, running_simulator
+from tests.support.simulators import INCLUDE, Simulator, Simulators, running_simulator
 
 KINDS = ("hubspot", "salesforce")
 
 
 @pytest.fixture(params=KINDS)
-def simulator(request: pytest.FixtureRequest, simulators: dict[str, Simulator]) -> Simulator:
+def simulator(request: pytest.FixtureRequest, simulators: Simulators) -> Simulator:
     simulators[request.param].reset()
     return simulators[request.param]
 

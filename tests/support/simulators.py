@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from demo.crm.vendor import kinds
 from leadsync.crm.base import Endpoint
 from tests.support.servers import free_port
 
@@ -35,6 +36,7 @@ class Simulator:
 
     def __init__(self, kind: str, data_dir: Path) -> None:
         self.kind = kind
+        self.credentials = kinds()[kind].credentials
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._data = data_dir
@@ -44,9 +46,10 @@ class Simulator:
     @property
     def endpoint(self) -> Endpoint:
         """What the connection of a destination says."""
-        if self.kind == "hubspot":
+        if self.credentials == ("DEMO_CRM_TOKEN",):
             return Endpoint(self.url, password=self.token)
-        return Endpoint(self.url, self.client_id, self.client_secret)
+        extra = {"refresh_token": self.token} if "DEMO_CRM_TOKEN" in self.credentials else {}
+        return Endpoint(self.url, self.client_id, self.client_secret, extra)
 
     def start(self, *options: str) -> None:
         """Starts it (again) on its port and its data; `options` are those of the command line."""
@@ -113,6 +116,28 @@ class Simulator:
     def reset(self) -> None:
         """Forgets records, journal, faults and counters."""
         requests.post(f"{self.url}/_demo/reset", timeout=10).raise_for_status()
+
+
+class Simulators(Mapping[str, Simulator]):
+    """Each simulator from the first time that somebody asks for it on; `stop` ends them all."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+        self._found: dict[str, Simulator] = {}
+
+    def __getitem__(self, kind: str) -> Simulator:
+        if kind not in self._found:
+            self._found[kind] = self._running.enter_context(running_simulator(kind))
+        return self._found[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def stop(self) -> None:
+        self._running.close()
 
 
 @contextmanager

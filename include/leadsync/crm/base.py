@@ -24,7 +24,7 @@ from leadsync.models import Lead, Outcome, Record, Status
 
 T = TypeVar("T")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of objects and fields: safe in an address and in a query
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of objects and fields: safe in an address and in a query
 EXCERPT = 200  # characters of a reply that makes no sense that are kept
 PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and runs of digits
 
@@ -86,6 +86,9 @@ class CRMAdapter(ABC):
     limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
+    # A destination in YAML, as a pipeline file has it, over the shipped pipeline's columns: the documentation shows
+    # it, and the contract suite uses it.
+    example: ClassVar[str]
     before_request: Callable[[], None]  # asked before every request; raises when nothing more may be sent
 
     def __init__(

@@ -87,6 +87,22 @@ class HubSpot(CRMAdapter):
     limits = (Limit(100, 10), Limit(250_000, 86_400))
     delete_modes = frozenset({"archive", "field"})
     settings_model: ClassVar[type[Settings]] = HubSpotSettings
+    example = """
+adapter: hubspot
+object: contacts
+external_id_field: leadsync_external_id
+on_delete: archive
+fields:
+  email: {column: email, transform: [trim, lower]}
+  firstname: {column: name, transform: trim}
+  phone: phone
+  city: city
+  leadsync_appkey: appkey
+  leadsync_uid: uid
+  leadsync_answers: answers
+  leadsync_updated_at: update_time
+  leadsync_source: {constant: landing page}
+"""
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         key = self.destination.external_id_field

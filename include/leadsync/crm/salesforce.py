@@ -84,7 +84,7 @@ DESCRIBE = TypeAdapter(_Describe)
 
 
 class SalesforceSettings(Settings):
-    api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$")
+    api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$", description="of the REST API")
 
 
 class ClientCredentials:
@@ -150,6 +150,23 @@ class Salesforce(CRMAdapter):
     limits = (Limit(20, 1), Limit(100_000, 86_400))
     delete_modes = frozenset({"delete", "field"})
     settings_model: ClassVar[type[Settings]] = SalesforceSettings
+    example = """
+adapter: salesforce
+object: Lead
+external_id_field: Leadsync_Id__c
+on_delete: delete
+fields:
+  LastName: {column: name, transform: trim, default: Unknown, max_length: 80}
+  Company: {column: appkey, max_length: 255}
+  Email: {column: email, transform: [trim, lower]}
+  Phone: {column: phone, max_length: 40}
+  City: {column: city, max_length: 40}
+  Appkey__c: appkey
+  Uid__c: {column: uid, transform: integer}
+  Updated_At__c: {column: update_time, transform: iso8601}
+  Answers__c: answers
+  LeadSource: {constant: Web}
+"""
 
     def make_credentials(self) -> Credentials:
         return ClientCredentials(self.who, self.endpoint, self.http)
