@@ -180,10 +180,17 @@ def test_what_a_refusal_means(espo: EspoCRM, adapter: CRMAdapter, answer: Answer
 
 def test_a_record_that_was_deleted_meanwhile_is_no_error_of_the_rest(espo: EspoCRM, adapter: CRMAdapter) -> None:
     there = page(("1", "A:1"), ("2", "A:2"))
-    espo.answers = [there, Answer(404), Answer(json={"id": "2"})]
-    assert told(adapter.deliver(LEADS[:2])) == [(Status.TRANSIENT, "not_found"), (Status.UPDATED, None)]
-    espo.answers = [there, Answer(404), Answer(json=True)]
-    assert told(adapter.deliver(LEADS[:2], delete=True)) == [(Status.DELETED, None)] * 2
+    for gone in (refusal(404, "Record 1 not found."), Answer(404, body=b"")):
+        espo.answers = [there, gone, Answer(json={"id": "2"})]
+        assert told(adapter.deliver(LEADS[:2])) == [(Status.TRANSIENT, "not_found"), (Status.UPDATED, None)]
+        espo.answers = [there, gone, Answer(json=True)]
+        assert told(adapter.deliver(LEADS[:2], delete=True)) == [(Status.DELETED, None)] * 2
+
+
+def test_a_gateway_that_finds_nothing_does_not_make_a_lead_deleted(espo: EspoCRM, adapter: CRMAdapter) -> None:
+    espo.answers = [page(("1", "A:1")), Answer(404, body=b"<html>not found</html>")]
+    with pytest.raises(AccessError, match="nothing at this address"):
+        adapter.deliver(LEADS[:1], delete=True)
 
 
 def test_a_wrong_address_is_not_taken_for_a_missing_lead(script: Scripted, adapter: CRMAdapter) -> None:

@@ -28,7 +28,7 @@ from leadsync.budget import Limit
 from leadsync.crm import values
 from leadsync.crm.base import CRMAdapter, batches
 from leadsync.crm.http import Access, Credentials, Reply, RequestFailed, StaticToken
-from leadsync.crm.singly import one_by_one
+from leadsync.crm.singly import one_by_one, unfit_id, unless_gone
 from leadsync.errors import AccessError, LeadsyncError
 from leadsync.models import Lead, Outcome, Record, Status
 
@@ -37,7 +37,6 @@ PAGE_SIZE = 200  # the most that a list gives at once
 QUERY_LENGTH = 5_000  # characters of external ids in an address: web servers take 8 KiB
 MORE, NO_MORE = -1, -2  # the total of an entity type whose records are not counted
 LISTED = 10_000  # characters of a text that a list shows
-BLANKS = " \t\n\r\0\v"  # what is cut off both ends of a Varchar
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # in UTC
 # Fields that are written through attributes of other names; all other types through one of their own name.
 ATTRIBUTES = {
@@ -174,15 +173,16 @@ fields:
         return values.same(sent, held)
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
-        if reply.status == 404 and self._types is not None:  # the entity type is there, so it is the record
+        own = REASON in reply.headers or not reply.body
+        if reply.status == 404 and own and self._types is not None:  # the entity type is there, so it is the record
             return RequestFailed(f"{self.who} has the record no more (404)", "404")
         return None
 
     def _write(self, lead: Lead, records: Sequence[Mapping[str, Any]]) -> Outcome:
         key = self.destination.external_id_field
-        if lead.external_id.strip(BLANKS) != lead.external_id:
-            words = "EspoCRM cuts blanks off, so that the record would not be found again"
-            return Outcome(lead.external_id, Status.REJECTED, None, "BLANKS_IN_EXTERNAL_ID", key, words)
+        unfit = unfit_id(lead, key)
+        if unfit:
+            return unfit
         body = {**{name: self._value(name, value) for name, value in lead.fields.items()}, key: lead.external_id}
         if not records:
             reply = self._call("POST", self.destination.object, json=body)
@@ -190,24 +190,18 @@ fields:
                 return self._refused(lead, reply)
             return Outcome(lead.external_id, Status.CREATED, reply.parse(MADE).id)
         for record in records:
-            try:
-                reply = self._call("PATCH", self._path(record), json=body)
-            except RequestFailed as failed:
-                if failed.code != "404":
-                    raise
-                return Outcome(lead.external_id, Status.TRANSIENT, code="not_found")  # deleted since it was found
-            if reply.status >= 400:
-                return self._refused(lead, reply)
-            reply.parse(MADE)
+            changed = unless_gone(self._call, "PATCH", self._path(record), json=body)
+            if changed is None:  # deleted since it was found
+                return Outcome(lead.external_id, Status.TRANSIENT, code="not_found")
+            if changed.status >= 400:
+                return self._refused(lead, changed)
+            changed.parse(MADE)
         return Outcome(lead.external_id, Status.UPDATED, records[0]["id"])
 
     def _remove(self, lead: Lead, records: Sequence[Mapping[str, Any]]) -> Outcome:
         for record in records:
-            try:
-                reply = self._call("DELETE", self._path(record))
-            except RequestFailed as failed:
-                if failed.code != "404":
-                    raise
+            reply = unless_gone(self._call, "DELETE", self._path(record))
+            if reply is None:
                 continue
             if reply.status >= 400:
                 return self._refused(lead, reply)

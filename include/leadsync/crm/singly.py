@@ -1,12 +1,16 @@
-"""For CRMs that take one record a call: a batch is looked up together, and then written lead by lead."""
+"""For CRMs that take one record a call and have no upsert: a batch is looked up, and then written lead by lead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from leadsync.crm.base import CRMAdapter
-from leadsync.crm.http import RequestFailed
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.models import Lead, Outcome, Status
+
+BLANKS = " \t\n\r\0\v"
+LONGEST = 255  # characters
 
 
 def one_by_one(adapter: CRMAdapter, leads: Sequence[Lead], act: Callable[[Lead], Outcome]) -> list[Outcome]:
@@ -32,6 +36,28 @@ def one_by_one(adapter: CRMAdapter, leads: Sequence[Lead], act: Callable[[Lead],
             ]
             break
     return outcomes
+
+
+def unfit_id(lead: Lead, field: str) -> Outcome | None:
+    """The refusal of a lead whose external id would not come back as it was sent.
+
+    Texts of one line lose the blanks around them, and what is longer than 255 characters. The record would not be
+    found again, and made anew each time.
+    """
+    if lead.external_id == lead.external_id.strip(BLANKS) and len(lead.external_id) <= LONGEST:
+        return None
+    words = f"an external id must have no blanks around it, and at most {LONGEST} characters"
+    return Outcome(lead.external_id, Status.REJECTED, None, "UNFIT_EXTERNAL_ID", field, words)
+
+
+def unless_gone(call: Callable[..., Reply], method: str, path: str, **content: Any) -> Reply | None:
+    """The reply to a request about one record, None when the record has gone (404)."""
+    try:
+        return call(method, path, **content)
+    except RequestFailed as failed:
+        if failed.code != "404":
+            raise
+        return None
 
 
 def _failing(failed: RequestFailed) -> Callable[[Sequence[Lead]], list[Outcome]]:
