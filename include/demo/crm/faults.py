@@ -86,6 +86,10 @@ class Faults(_Model):
     expire_tokens: bool | None = _fault(
         "Salesforce: all tokens end now, a new login helps; HubSpot: its token is refused while this is on", True
     )
+    search_lag: float | None = Field(
+        None, ge=0, description="Pipedrive: seconds until the search knows of a record that was made or deleted",
+        examples=[5],
+    )  # fmt: skip
     down: bool | None = _fault("connections are accepted and closed at once, without a reply", True)
 
 
