@@ -82,7 +82,7 @@ class CRMAdapter(ABC):
     name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
     label: ClassVar[str]  # the vendor's name
     needs_crm_id: ClassVar[bool] = False  # whether it makes use of Lead.crm_id
-    max_batch: ClassVar[int]
+    max_batch: int  # of the class, unless the destination's settings say it
     limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
@@ -253,10 +253,10 @@ class CRMAdapter(ABC):
 def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> Settings:
     """The destination's settings as the adapter's model. Raises ConfigError that names each wrong one."""
     try:
-        return adapter.settings_model.model_validate(destination.settings)
+        return adapter.settings_model.model_validate(destination.settings, context=destination)
     except ValidationError as error:
         lines = [
-            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+            f"destinations.{destination.name}.{'.'.join(map(str, ('settings', *problem['loc'])))}: {problem['msg']}; "
             f"{adapter.label} has: {', '.join(adapter.settings_model.model_fields)}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
