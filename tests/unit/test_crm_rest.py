@@ -58,6 +58,30 @@ errors: {code: code, message: text, success: 0, throttled: [9], expired: 7, quot
 """)
 
 
+# An API that has no upsert, and finds records by a search.
+SINGLE: dict[str, Any] = yaml.safe_load("""
+requests_per_second: 1000
+create:
+  method: POST
+  path: /leads
+  body: {"...": "{fields}", "{external_id_field}": "{external_id}"}
+  results: {id: id, code: error}
+update: {method: PATCH, path: "/leads/{id}", body: "{fields}"}
+delete: {method: DELETE, path: "/leads/{id}", absent_status: 404}
+fetch:
+  method: POST
+  path: /search
+  max_batch: 20
+  body: {in: "{external_ids}"}
+  items: found
+  key: "{external_id_field}"
+  id: id
+  total: total
+check: {method: GET, path: /leads}
+errors: {code: error}
+""")
+
+
 def destination(settings: Any, **changes: Any) -> Destination:
     plain = {
         "name": "target", "adapter": "rest", "object": "leads", "external_id_field": "ext", "fields": {"name": "name"}
@@ -134,6 +158,88 @@ def test_one_record_a_request(script: Scripted, build: Build) -> None:
     assert [(r.external_id, r.fields) for r in found["ä/ ?"]] == [("ä/ ?", {"name": "Zoë"})]
     assert told(adapter.deliver([*LEADS, Lead("A:9", {})], delete=True)) == [(Status.DELETED, None)] * 3
     assert set(api.records) == {"ä/ ?"}
+
+
+class SearchAPI:
+    """Numbers its records; of a record in `hidden` no search knows yet."""
+
+    def __init__(self, *, unique: bool = True) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        self.unique = unique
+        self.hidden = 0  # so many searches find nothing
+        self.down_at = ""  # the name of a lead at which the API breaks
+
+    def __call__(self, request: Request) -> Answer:
+        verb, number = request.method, request.path.rpartition("/")[2]
+        document = orjson.loads(request.body) if request.body else {}
+        if number == "search":
+            found = [each for each in self.records.values() if each["ext"] in document["in"]]
+            self.hidden -= 1
+            return Answer(200, {"found": found, "total": len(found)} if self.hidden < 0 else {"found": [], "total": 0})
+        if verb == "GET":
+            return Answer(200, [])
+        if self.down_at and document.get("name") == self.down_at:
+            return Answer(503)
+        if "@" in document.get("name", ""):
+            return Answer(400, {"error": "INVALID"})
+        if verb == "POST":
+            if self.unique and any(each["ext"] == document["ext"] for each in self.records.values()):
+                return Answer(409, {"error": "TAKEN"})
+            number = str(len(self.records) + 1)
+            self.records[number] = {"id": int(number), **document}
+            return Answer(200, {"id": int(number)})
+        if number not in self.records:
+            return Answer(404, {"error": "UNKNOWN"})
+        if verb == "DELETE":
+            del self.records[number]
+        else:
+            self.records[number] |= document
+        return Answer(204)
+
+
+def test_without_an_upsert_records_are_looked_up_first(script: Scripted, build: Build) -> None:
+    api = SearchAPI()
+    script.respond = api
+    adapter = build(SINGLE)
+    leads = [*LEADS, Lead("A:bad", {"name": "x@y"}), Lead("A:3", {"name": "Cid"})]
+    rejected = (Status.REJECTED, "INVALID")
+    assert told(adapter.deliver(leads)) == [(Status.CREATED, None)] * 2 + [rejected, (Status.CREATED, None)]
+    leads[0] = Lead("A:1", {"name": "Eve"})
+    outcomes = adapter.deliver(leads)
+    assert told(outcomes) == [(Status.UPDATED, None)] * 2 + [rejected, (Status.UPDATED, None)]
+    assert [outcome.crm_id for outcome in outcomes] == ["1", "2", None, "3"]
+    assert {each["ext"]: each["name"] for each in api.records.values()} == {"A:1": "Eve", "A:2": "Ben", "A:3": "Cid"}
+    assert told(adapter.deliver(LEADS, delete=True)) == [(Status.DELETED, None)] * 2
+    assert {owner: len(found) for owner, found in adapter.fetch(["A:1", "A:3"]).items()} == {"A:1": 0, "A:3": 1}
+
+
+def test_a_create_that_is_refused_for_a_record_that_is_there_updates_it(script: Scripted, build: Build) -> None:
+    api = SearchAPI()
+    script.respond = api
+    adapter = build(SINGLE)
+    adapter.deliver(LEADS)
+    api.hidden = 1
+    assert told(adapter.deliver([Lead("A:1", {"name": "Eve"})])) == [(Status.UPDATED, None)]
+    assert api.records["1"]["name"] == "Eve"
+    assert len(api.records) == 2
+
+
+def test_a_broken_api_is_not_hammered_and_what_was_done_is_told(script: Scripted, build: Build) -> None:
+    api = SearchAPI()
+    script.respond = api
+    api.down_at = "Ben"
+    outcomes = build(SINGLE).deliver([*LEADS, Lead("A:3", {"name": "Cid"})])
+    assert told(outcomes) == [(Status.CREATED, None), (Status.TRANSIENT, "503"), (Status.TRANSIENT, "503")]
+    assert [outcome.sent for outcome in outcomes] == [True, True, False]
+    assert len(script.requests) == 3
+
+
+def test_all_records_of_a_doubled_lead_are_updated(script: Scripted, build: Build) -> None:
+    api = SearchAPI(unique=False)
+    script.respond = api
+    api.records = {"1": {"id": 1, "ext": "A:1", "name": "x"}, "2": {"id": 2, "ext": "A:1", "name": "y"}}
+    assert told(build(SINGLE).deliver(LEADS[:1])) == [(Status.UPDATED, None)]
+    assert [each["name"] for each in api.records.values()] == ["Ada", "Ada"]
 
 
 def test_a_proxys_404_is_no_absence(script: Scripted, build: Build) -> None:
@@ -315,6 +421,12 @@ def changed(settings: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (PLAIN, "fetch.complete", True, "settings.fetch: .*exactly one of"),
         (PLAIN, "auth", {"scheme": "client_credentials"}, "settings.auth: .*token_path"),
         (PLAIN, "check.unique", "x", "settings.check: .*need `fields`"),
+        (PLAIN, "upsert", None, "settings: .*needs `upsert`, or else `create` and `update`"),
+        (PLAIN, "create", SINGLE["create"], "settings: .*needs `upsert`, or else"),
+        (SINGLE, "update", None, "settings: .*needs `upsert`, or else"),
+        (SINGLE, "update.path", "/leads", r"settings.update: .*needs \{id\}"),
+        (SINGLE, "create.path", "/{id}", r"settings.create: .*`path`: \{id\} has no meaning"),
+        (SINGLE, "create", {**BATCH["upsert"], "results": None}, "settings: .*take one lead a request"),
         (BATCH, "upsert.body", {"x": "{external_id}"}, r"settings.upsert: .*`body`: \{external_id\} has no meaning"),
         (BATCH, "upsert.each", {"x": "{id}"}, r"settings.upsert: .*`each`: \{id\} has no meaning"),
         (BATCH, "fetch", {**BATCH["fetch"], "complete": False, "absent_status": 404}, "needs `max_batch: 1`"),

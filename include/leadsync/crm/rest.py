@@ -1,4 +1,4 @@
-"""Any JSON API that has an upsert by external id, described in the pipeline file alone: see the settings.
+"""Any JSON API, described in the pipeline file alone: see the settings.
 
 The connection's password is the token or the API key, or login and password are those of basic authentication or of
 OAuth 2 client credentials (`auth.scheme`). No secret belongs into the pipeline file.
@@ -13,8 +13,10 @@ object under the key `...` take that key's place. In a path values are percent-e
 
 Replies are read by paths: keys and places joined by dots, `*` for every one, such as `errors.*.context.ids.0`.
 
-The upsert must be safe to repeat. An API that creates a second record instead can't be described here. The example
-is HubSpot's API, which has an adapter of its own: it shows every kind of setting, and is tested.
+The `upsert` must be safe to repeat. Where an API has none, `create` and `update` take its place: records are then
+looked up by external id before they are written one by one, so the external id field should not allow duplicates, and
+`fetch` has to find a record as soon as it is made. The example is HubSpot's API, which has an adapter of its own: it
+shows nearly every kind of setting, and is tested.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, Endpoint, Settings, batches
 from leadsync.crm.http import RequestFailed
 from leadsync.crm.rest_calls import NotThere, RestCalls, codes_in, items, matched
-from leadsync.crm.rest_settings import Delete, RestSettings
+from leadsync.crm.rest_settings import Delete, RestSettings, Upsert
+from leadsync.crm.singly import one_by_one
 from leadsync.crm.template import find, find_all
 from leadsync.errors import AccessError
 from leadsync.models import Lead, Outcome, Record, Status
@@ -108,15 +111,21 @@ settings:
 
     def __init__(self, destination: Destination, endpoint: Endpoint, **options: Any) -> None:
         super().__init__(destination, endpoint, **options)
-        self.max_batch = self.settings.upsert.max_batch
+        self.max_batch = (self.settings.upsert or self.settings.fetch).max_batch
         self._described: dict[str, Any] | None = None
         self._describing = threading.Lock()
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        call = self.settings.upsert
         if self.settings.check.before_upsert:
             self._refuse_unknown({name for lead in leads for name in lead.fields})
-        ones = [{"external_id": lead.external_id, "fields": self._fields(lead)} for lead in leads]
+        if self.settings.upsert is not None:
+            return self._write(self.settings.upsert, leads)
+        there = self._read_all([lead.external_id for lead in leads])
+        return one_by_one(self, leads, lambda lead: self._save(lead, [crm_id for crm_id, _ in there[lead.external_id]]))
+
+    def _write(self, call: Upsert, leads: Sequence[Lead], **more: str) -> list[Outcome]:
+        """What became of the leads in one request."""
+        ones = [{"external_id": lead.external_id, "fields": self._fields(lead), **more} for lead in leads]
         status, document = self._send(call, self._filling(call, ones), leads)
         done = Status.CREATED if status == 201 else Status.UPDATED
         names = [lead.external_id for lead in leads]
@@ -129,6 +138,31 @@ settings:
             failures = matched(call.failures, items(document, call.failures.items, needed=False), names)
             outcomes += [self._refused(name, failure, call.failures, leads) for name, failure in failures]
         return outcomes
+
+    def _save(self, lead: Lead, crm_ids: Sequence[str]) -> Outcome:
+        """Creates the lead's record, or updates those that there are."""
+        if not crm_ids:
+            made = self._one(self.settings.create, lead, Status.CREATED)
+            if made.status is not Status.REJECTED:
+                return made
+            # Another sender may have been quicker.
+            crm_ids = [crm_id for crm_id, _ in self._read_all([lead.external_id])[lead.external_id]]
+            if not crm_ids:
+                return made
+        each = [self._one(self.settings.update, lead, Status.UPDATED, id=crm_id) for crm_id in crm_ids]
+        return next((outcome for outcome in each if outcome.status is not Status.UPDATED), each[0])
+
+    def _one(self, call: Upsert, lead: Lead, done: Status, **more: str) -> Outcome:
+        try:
+            told = [outcome for outcome in self._write(call, [lead], **more) if outcome.external_id == lead.external_id]
+        except BatchRefused as refused:
+            return Outcome(lead.external_id, Status.REJECTED, None, refused.code, refused.field, refused.message)
+        if len(told) != 1:
+            return Outcome(lead.external_id, Status.TRANSIENT, code="missing_from_reply")
+        (outcome,) = told
+        if outcome.status in (Status.CREATED, Status.UPDATED):
+            return outcome._replace(status=done, crm_id=outcome.crm_id or more.get("id"))
+        return outcome
 
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
         call = self.settings.delete

@@ -144,7 +144,7 @@ class Results(_Model):
 
 
 class Upsert(Batch):
-    """Creates or updates by external id; may be repeated without harm."""
+    """Creates or updates by external id, and may be repeated without harm; or creates what a look-up did not find."""
 
     whole = frozenset({"leads"})
     one = frozenset({"external_id", "fields"})
@@ -155,6 +155,18 @@ class Upsert(Batch):
     @model_validator(mode="after")
     def _says_which_and_what(self) -> Upsert:
         self.needs("external_id")
+        self.needs("fields")
+        return self
+
+
+class Update(Upsert):
+    """Updates a record that a look-up found."""
+
+    one = frozenset({"external_id", "fields", "id"})
+
+    @model_validator(mode="after")
+    def _says_which_and_what(self) -> Update:
+        self.needs("id")
         self.needs("fields")
         return self
 
@@ -249,7 +261,9 @@ class Errors(_Model):
 class RestSettings(Settings):
     requests_per_second: float = Field(10, gt=0, description="that the API takes")
     auth: Auth = Field(default_factory=lambda: Auth.model_validate({}), description="how requests are let in")
-    upsert: Upsert = Field(description="how leads are created and updated")
+    upsert: Upsert | None = Field(None, description="how leads are created and updated by external id")
+    create: Upsert | None = Field(None, description="where there is no upsert: how a lead is created that is not there")
+    update: Update | None = Field(None, description="where there is no upsert: how a record that is there is updated")
     delete: Delete | None = Field(None, description="how they are deleted; not needed with `on_delete: {mode: field}`")
     fetch: Fetch = Field(description="how records are read back")
     check: Check = Field(description="how the set-up is looked at")
@@ -264,6 +278,15 @@ class RestSettings(Settings):
         if not isinstance(target, Destination):
             return settings
         return filled(settings, {"object": target.object, "external_id_field": target.external_id_field})
+
+    @model_validator(mode="after")
+    def _can_write(self) -> RestSettings:
+        pair = (self.create, self.update)
+        if (self.upsert is None) == (pair == (None, None)) or (self.upsert is None and None in pair):
+            raise ValueError("needs `upsert`, or else `create` and `update`")
+        if not all(call is None or call.single for call in pair):
+            raise ValueError("`create` and `update` take one lead a request: leave their `max_batch` out")
+        return self
 
     @model_validator(mode="after")
     def _can_delete(self, info: ValidationInfo) -> RestSettings:
