@@ -43,15 +43,20 @@ class AdapterSuite:
     requests_per_batch: ClassVar[int] = 1
     one_a_call: ClassVar[bool] = False  # whether each record is written by a request of its own
     has_quota: ClassVar[bool] = True  # False where the vendor knows none: a long 429 is then some gateway's
+    # For an adapter that can speak to several kinds of CRM, and has a suite for each: which simulator, if it has not
+    # the adapter's name, and the destination in YAML, if it is not the adapter's example.
+    simulator: ClassVar[str]
+    example: ClassVar[str]
 
     @pytest.fixture
     def crm(self, simulators: Simulators) -> Simulator:
-        simulators[self.name].reset()
-        return simulators[self.name]
+        simulator = simulators[getattr(self, "simulator", self.name)]
+        simulator.reset()
+        return simulator
 
     @pytest.fixture
     def destination(self) -> Destination:
-        example = yaml.safe_load(registry.adapter_class(self.name).example)
+        example = yaml.safe_load(getattr(self, "example", registry.adapter_class(self.name).example))
         settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000}
         content = {
             **SHIPPED.model_dump(exclude={"destinations"}),

@@ -19,7 +19,9 @@ def test_every_adapter_inherits_the_suite(name: str) -> None:
         for found in vars(module).values()
         if isinstance(found, type) and issubclass(found, AdapterSuite) and found is not AdapterSuite
     ]
-    assert [suite.name for suite in suites] == [name]
+    assert {suite.name for suite in suites} == {name}
+    simulators = [getattr(suite, "simulator", name) for suite in suites]
+    assert len(set(simulators)) == len(simulators), "one suite for each kind of CRM that it speaks to"
     overridden = [case for suite in suites for case in vars(suite) if case in vars(AdapterSuite)]
     attributes = AdapterSuite.__annotations__  # these are for the adapters to set
     assert not [case for case in overridden if not case.startswith("__") and case not in attributes]
@@ -34,5 +36,6 @@ def test_every_adapter_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.adapter_names())
 def test_every_setting_is_explained(name: str) -> None:
-    fields = registry.adapter_class(name).settings_model.model_fields
-    assert [setting for setting, field in fields.items() if not field.description] == []
+    models = pages.settings(registry.adapter_class(name))
+    fields = [(model, setting, field) for model in models for setting, field in model.model_fields.items()]
+    assert [(model, setting) for model, setting, field in fields if not field.description] == []

@@ -48,7 +48,8 @@ class Simulator:
         """What the connection of a destination says."""
         if self.credentials == ("DEMO_CRM_TOKEN",):
             return Endpoint(self.url, password=self.token)
-        extra = {"refresh_token": self.token} if "DEMO_CRM_TOKEN" in self.credentials else {}
+        names = ("refresh_token", "permanent_code")  # as the vendors call it
+        extra = dict.fromkeys(names, self.token) if "DEMO_CRM_TOKEN" in self.credentials else {}
         return Endpoint(self.url, self.client_id, self.client_secret, extra)
 
     def start(self, *options: str) -> None:

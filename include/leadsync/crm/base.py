@@ -82,7 +82,7 @@ class CRMAdapter(ABC):
     name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
     label: ClassVar[str]  # the vendor's name
     needs_crm_id: ClassVar[bool] = False  # whether it makes use of Lead.crm_id
-    max_batch: ClassVar[int]
+    max_batch: int  # of the class, unless the destination's settings say it
     limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
@@ -124,6 +124,7 @@ class CRMAdapter(ABC):
             read_timeout=settings.read_timeout,
             before_request=lambda: self.before_request(),
             explain=self.explain,
+            translate=self.translate,
         )
         if account is not None:
             self.http.throttled, self.http.sleep = account.throttled, account.sleep
@@ -167,6 +168,13 @@ class CRMAdapter(ABC):
     def left_out(self) -> RequestFailed:
         """The failure to raise when a reply does not speak of every record that was asked for."""
         return RequestFailed(f"{self.who} left records out of its reply", "missing_from_reply")
+
+    def translate(self, reply: Reply) -> Reply:
+        """The reply with the status that it deserves: override it where the vendor tells errors in a 200.
+
+        401 then means that the token has ended, 429 that the vendor throttles; `explain` is asked as for any error.
+        """
+        return reply
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         """What an error reply means where the vendor differs from HTTP's general rules."""
@@ -245,10 +253,10 @@ class CRMAdapter(ABC):
 def validated_settings(adapter: type[CRMAdapter], destination: Destination) -> Settings:
     """The destination's settings as the adapter's model. Raises ConfigError that names each wrong one."""
     try:
-        return adapter.settings_model.model_validate(destination.settings)
+        return adapter.settings_model.model_validate(destination.settings, context=destination)
     except ValidationError as error:
         lines = [
-            f"destinations.{destination.name}.settings.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+            f"destinations.{destination.name}.{'.'.join(map(str, ('settings', *problem['loc'])))}: {problem['msg']}; "
             f"{adapter.label} has: {', '.join(adapter.settings_model.model_fields)}"
             for problem in error.errors(include_url=False, include_input=False)
         ]

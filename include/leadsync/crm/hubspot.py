@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from leadsync.budget import Limit
+from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Reply, RequestFailed
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
@@ -114,7 +114,9 @@ fields:
                 "objectWriteTraceId": trace,
                 # Most values are texts already, and a call for each would cost more than the rest of the body.
                 "properties": {
-                    **{name: value if type(value) is str else _text(value) for name, value in lead.fields.items()},
+                    **{
+                        name: value if type(value) is str else values.text(value) for name, value in lead.fields.items()
+                    },
                     key: lead.external_id,
                 },
             }
@@ -239,15 +241,6 @@ fields:
             f"{self.who}: the property {self.destination.external_id_field!r} of {self.destination.object!r} is not "
             "unique: make it anew with `require unique values`"
         )
-
-
-def _text(value: Any) -> str:
-    """HubSpot's properties are texts; an empty one clears."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
 def _policy(reply: Reply) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether a CRM holds what it was sent, its own way of writing it set aside."""
+"""Values as CRMs write them, and whether one holds what it was sent, its own way of writing it set aside."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def same(sent: Any, held: Any, *, precision: timedelta = timedelta(milliseconds=
             return _close(numbers[0], numbers[1])
     moments = _moment(sent), _moment(held)
     return moments[0] is not None and moments[1] is not None and abs(moments[0] - moments[1]) < precision
+
+
+def text(value: Any) -> str:
+    """A value as a text, for CRMs that take nothing else: numbers without an exponent, no value as an empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:
