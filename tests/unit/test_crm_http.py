@@ -6,12 +6,14 @@ import gzip
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -36,12 +38,17 @@ def script() -> Iterator[Scripted]:
 class Client:
     """A client of one scripted server, with what it slept and how often it asked whether it may send."""
 
-    def __init__(self, url: str, explain: Callable[[Reply], LeadsyncError | None] = lambda reply: None) -> None:
+    def __init__(
+        self,
+        url: str,
+        explain: Callable[[Reply], LeadsyncError | None] = lambda reply: None,
+        translate: Callable[[Reply], Reply] = lambda reply: reply,
+    ) -> None:
         self.slept: list[float] = []
         self.asked = 0
         self.http = HTTPClient(
             "CRM", pace=Pacer(1000), connect_timeout=0.5, read_timeout=0.3, before_request=self._ask,
-            explain=explain, sleep=self.slept.append,
+            explain=explain, translate=translate, sleep=self.slept.append,
         )  # fmt: skip
         self.credentials = StaticToken("CRM", Access(url, TOKEN))
 
@@ -163,6 +170,25 @@ def test_the_vendor_explains_first(script: Scripted) -> None:
         client.get()
     assert client.slept == []
     client.http.close()
+
+
+def test_an_error_in_a_200_is_treated_as_what_it_is_translated_to(script: Scripted) -> None:
+    client = Client(script.url, translate=lambda reply: replace(reply, status=orjson.loads(reply.body)))
+    script.answers = [Answer(200, 429, headers={"Retry-After": "2"}), Answer(200, 503), Answer(200, 401)]
+    with pytest.raises(RequestFailed, match="503"):
+        client.get()
+    assert client.slept == [2]
+    with pytest.raises(AccessError, match="token"):
+        client.get()
+
+
+def test_other_headers_open_the_door_where_there_is_no_token(script: Scripted, client: Client) -> None:
+    client.credentials = StaticToken("CRM", Access(script.url, "", {"X-API-Key": "k"}))
+    script.answers = [Answer()]
+    client.get(headers={"Accept": "application/vnd.x+json"})
+    sent = script.requests[0].headers
+    assert (sent["X-API-Key"], sent["Accept"], "Authorization" in sent) == ("k", "application/vnd.x+json", False)
+    assert "X-API-Key" not in repr(client.credentials.access())
 
 
 def test_a_refused_connection_sent_nothing() -> None:

@@ -124,6 +124,7 @@ class CRMAdapter(ABC):
             read_timeout=settings.read_timeout,
             before_request=lambda: self.before_request(),
             explain=self.explain,
+            translate=self.translate,
         )
         if account is not None:
             self.http.throttled, self.http.sleep = account.throttled, account.sleep
@@ -167,6 +168,13 @@ class CRMAdapter(ABC):
     def left_out(self) -> RequestFailed:
         """The failure to raise when a reply does not speak of every record that was asked for."""
         return RequestFailed(f"{self.who} left records out of its reply", "missing_from_reply")
+
+    def translate(self, reply: Reply) -> Reply:
+        """The reply with the status that it deserves: override it where the vendor tells errors in a 200.
+
+        401 then means that the token has ended, 429 that the vendor throttles; `explain` is asked as for any error.
+        """
+        return reply
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         """What an error reply means where the vendor differs from HTTP's general rules."""

@@ -154,8 +154,9 @@ class HTTPClient:
     """One per adapter, used by all its threads.
 
     `pace` is waited for, and then `before_request` asked last, before every request leaves, logins and repeats
-    included. `explain` turns a vendor's error reply into what to raise, or None for the general rules. `sleep` waits
-    out short throttling. `throttled` is told for how many seconds the CRM wants no requests, and whether that is
+    included. `translate` gives a reply the status that it deserves, where a vendor tells errors in a 200. `explain`
+    turns a vendor's error reply into what to raise, or None for the general rules. `sleep` waits out short throttling.
+    `throttled` is told for how many seconds the CRM wants no requests, and whether that is
     because of a spent quota.
     """
 
@@ -168,6 +169,7 @@ class HTTPClient:
         read_timeout: float,
         before_request: Callable[[], None],
         explain: Callable[[Reply], LeadsyncError | None],
+        translate: Callable[[Reply], Reply] = lambda reply: reply,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._who = who
@@ -175,6 +177,7 @@ class HTTPClient:
         self._pace = pace
         self._before_request = before_request
         self._explain = explain
+        self._translate = translate
         self.sleep = sleep
         self.throttled: Callable[[float, bool], None] = lambda seconds, spent: None
         self._session = _session()
@@ -199,6 +202,7 @@ class HTTPClient:
         *,
         json: Any = None,
         params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """The reply when it is a success or something that the adapter judges (`ADAPTER_JUDGES`).
 
@@ -212,7 +216,15 @@ class HTTPClient:
             except RequestFailed as failure:
                 failure.sent = False  # it was the login that failed
                 raise
-            reply = self.send(method, access.url + path, headers=access.authorization, body=body, params=params)
+            reply = self._translate(
+                self.send(
+                    method,
+                    access.url + path,
+                    headers={**(headers or {}), **access.authorization},
+                    body=body,
+                    params=params,
+                )
+            )
             if reply.status == 401 and refused is None:
                 refused = access
                 continue
@@ -250,7 +262,7 @@ class HTTPClient:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
             body = urlencode(form).encode()
         elif body is not None:
-            sent["Content-Type"] = "application/json"
+            sent.setdefault("Content-Type", "application/json")
         route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()
