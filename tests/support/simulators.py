@@ -37,6 +37,7 @@ class Simulator:
     def __init__(self, kind: str, data_dir: Path) -> None:
         self.kind = kind
         self.credentials = kinds()[kind].credentials
+        self.token_name = kinds()[kind].token_name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._data = data_dir
@@ -48,8 +49,7 @@ class Simulator:
         """What the connection of a destination says."""
         if self.credentials == ("DEMO_CRM_TOKEN",):
             return Endpoint(self.url, password=self.token)
-        names = ("refresh_token", "permanent_code")  # as the vendors call it
-        extra = dict.fromkeys(names, self.token) if "DEMO_CRM_TOKEN" in self.credentials else {}
+        extra = {self.token_name: self.token} if "DEMO_CRM_TOKEN" in self.credentials else {}
         return Endpoint(self.url, self.client_id, self.client_secret, extra)
 
     def start(self, *options: str) -> None:

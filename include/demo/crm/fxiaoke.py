@@ -33,6 +33,7 @@ class Fxiaoke(Vendor):
 
     title = "纷享销客 (Fxiaoke)"
     credentials = ("DEMO_CRM_CLIENT_ID", "DEMO_CRM_CLIENT_SECRET", "DEMO_CRM_TOKEN")
+    token_name = "permanent_code"  # noqa: S105
     login_path = LOGIN
 
     def __init__(self, store: Store, faults: FaultBox, *credentials: str) -> None:

@@ -60,6 +60,8 @@ class Vendor(ABC):
     title: ClassVar[str]
     # The environment variables that hold the credentials it accepts.
     credentials: ClassVar[tuple[str, ...]]
+    # What a connection's extra calls the token, where there are login and password too.
+    token_name: ClassVar[str] = "refresh_token"  # noqa: S105
     # Throttling and quotas do not count the login.
     login_path: ClassVar[str | None] = None
 

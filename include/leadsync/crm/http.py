@@ -201,6 +201,7 @@ class HTTPClient:
         credentials: Credentials,
         *,
         json: Any = None,
+        form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
@@ -222,6 +223,7 @@ class HTTPClient:
                     access.url + path,
                     headers={**(headers or {}), **access.authorization},
                     body=body,
+                    form=form,
                     params=params,
                 )
             )
