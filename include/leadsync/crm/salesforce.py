@@ -10,7 +10,6 @@ record may have been deleted and created again, and then the new one would stay.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -20,8 +19,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from leadsync.budget import Limit
 from leadsync.crm import values
-from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
-from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
+from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
+from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
+from leadsync.crm.oauth import TokenLogin
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status
 
@@ -87,60 +87,6 @@ class SalesforceSettings(Settings):
     api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$", description="of the REST API")
 
 
-class ClientCredentials:
-    """The OAuth 2 client credentials flow; one thread logs in for all, and refused credentials are not tried twice."""
-
-    def __init__(self, who: str, endpoint: Endpoint, http: HTTPClient) -> None:
-        self._who = who
-        self._endpoint = endpoint
-        self._http = http
-        self._lock = threading.Lock()
-        self._access: Access | None = None
-        self._refused: str | None = None  # many tries with a wrong secret may lock the account
-
-    def access(self) -> Access:
-        with self._lock:
-            if self._access is None:
-                self._access = self._login()
-            return self._access
-
-    def renew(self, refused: Access) -> Access:
-        with self._lock:
-            if self._access == refused:
-                self._access = None
-        return self.access()
-
-    def _login(self) -> Access:
-        if self._refused:
-            raise AccessError(self._refused)
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": self._endpoint.login,
-            "client_secret": self._endpoint.password,
-        }
-        reply = self._http.send("POST", f"{self._endpoint.url}/services/oauth2/token", form=form)
-        if reply.status == 429 or reply.status >= 500:
-            raise RequestFailed(
-                f"{self._who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
-            )
-        if reply.status != 200:
-            self._refused = (
-                f"{self._who} refuses the login ({reply.status}): correct the connection's address, consumer key and "
-                "secret, and let the connected app use the client credentials flow"
-            )
-            raise AccessError(self._refused)
-        try:
-            token = TOKEN.validate_json(reply.body)
-        except ValidationError:  # its text stays here, for it may hold a token
-            raise RequestFailed(f"{self._who}: the login's reply makes no sense", "malformed_reply") from None
-        instance, own = urlsplit(token.instance_url), urlsplit(self._endpoint.url)
-        # The token goes there with every lead, so never to another host in the clear.
-        own_in_clear = instance.scheme == own.scheme == "http" and instance.hostname == own.hostname
-        if not own_in_clear and (instance.scheme != "https" or not instance.hostname):
-            raise AccessError(f"{self._who} names an instance that is not reached by https: nothing is sent there")
-        return Access(token.instance_url.rstrip("/"), token.access_token)
-
-
 class Salesforce(CRMAdapter):
     name = "salesforce"
     label = "Salesforce"
@@ -169,7 +115,31 @@ fields:
 """
 
     def make_credentials(self) -> Credentials:
-        return ClientCredentials(self.who, self.endpoint, self.http)
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self.endpoint.login,
+            "client_secret": self.endpoint.password,
+        }
+        remedy = (
+            "correct the connection's address, consumer key and secret, and let the connected app use the client "
+            "credentials flow"
+        )
+        url = f"{self.endpoint.url}/services/oauth2/token"
+        return TokenLogin(self.who, self.http, url, form, self._access, remedy)
+
+    def _access(self, reply: Reply) -> Access | None:
+        if reply.status != 200:
+            return None
+        try:
+            token = TOKEN.validate_json(reply.body)
+        except ValidationError:  # its text stays here, for it may hold a token
+            raise RequestFailed(f"{self.who}: the login's reply makes no sense", "malformed_reply") from None
+        instance, own = urlsplit(token.instance_url), urlsplit(self.endpoint.url)
+        # The token goes there with every lead, so never to another host in the clear.
+        own_in_clear = instance.scheme == own.scheme == "http" and instance.hostname == own.hostname
+        if not own_in_clear and (instance.scheme != "https" or not instance.hostname):
+            raise AccessError(f"{self.who} names an instance that is not reached by https: nothing is sent there")
+        return Access(token.instance_url.rstrip("/"), token.access_token)
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         outcomes = {outcome.external_id: outcome for outcome in self._upsert(leads)}
