@@ -39,6 +39,8 @@ class AdapterSuite:
     text_field: ClassVar[str]  # a text of at least 1,000 characters, not required
     good: ClassVar[dict[str, Any]]  # fields of a valid lead
     bad: ClassVar[dict[str, Any]]  # fields that make a lead invalid
+    # Of an upsert of `max_batch` new leads: more where records are looked up first, or go in a request each.
+    requests_per_batch: ClassVar[int] = 1
 
     @pytest.fixture
     def crm(self, simulators: Simulators) -> Simulator:
@@ -282,7 +284,7 @@ class AdapterSuite:
     def test_a_fence_lost_on_the_way_stops_the_rest(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.check()
         before = sum(crm.get("stats")["by_status"].values())
-        allowed = iter([True, True])
+        allowed = iter([True] * 2 * self.requests_per_batch)
 
         def ask() -> None:
             if not next(allowed, False):
@@ -291,7 +293,7 @@ class AdapterSuite:
         adapter.before_request = ask
         with pytest.raises(FenceLost):
             adapter.deliver(self.leads(adapter.max_batch * 3))
-        assert sum(crm.get("stats")["by_status"].values()) - before == 2
+        assert sum(crm.get("stats")["by_status"].values()) - before == 2 * self.requests_per_batch
         assert len(crm.records()) == adapter.max_batch * 2
 
     def test_a_stale_id_of_the_crm_does_no_harm(self, adapter: CRMAdapter, crm: Simulator) -> None:
