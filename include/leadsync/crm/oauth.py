@@ -60,3 +60,16 @@ class TokenLogin:
             self._refused = f"{self._who} refuses the login ({reply.status}): {self._remedy}"
             raise AccessError(self._refused)
         return access
+
+
+class NoLogin:
+    """Stands for a login that the connection does not describe: `why` is said when it is needed, not before."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def access(self) -> Access:
+        raise AccessError(self._why)
+
+    def renew(self, refused: Access) -> Access:
+        raise AccessError(self._why)
