@@ -38,6 +38,7 @@ class Simulator:
         self.kind = kind
         self.credentials = kinds()[kind].credentials
         self.token_name = kinds()[kind].token_name
+        self.addresses = kinds()[kind].addresses
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._data = data_dir
@@ -49,7 +50,9 @@ class Simulator:
         """What the connection of a destination says."""
         if self.credentials == ("DEMO_CRM_TOKEN",):
             return Endpoint(self.url, password=self.token)
-        extra = {self.token_name: self.token} if "DEMO_CRM_TOKEN" in self.credentials else {}
+        extra = {name: self.url + path for name, path in self.addresses.items()}
+        if "DEMO_CRM_TOKEN" in self.credentials:
+            extra[self.token_name] = self.token
         return Endpoint(self.url, self.client_id, self.client_secret, extra)
 
     def start(self, *options: str) -> None:

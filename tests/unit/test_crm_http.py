@@ -86,6 +86,16 @@ def test_a_vendor_may_want_headers_of_its_own(script: Scripted, client: Client) 
     assert TOKEN not in repr(access)
 
 
+def test_a_request_may_bring_a_body_that_is_no_json(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(200, {})]
+    headers = {"Content-Type": "multipart/mixed", "Prefer": "x"}
+    client.http.request("POST", "/x", client.credentials, body=b"--x--", headers=headers)
+    (request,) = script.requests
+    assert request.body == b"--x--"
+    assert (request.headers["Content-Type"], request.headers["Prefer"]) == ("multipart/mixed", "x")
+    assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+
 @pytest.mark.parametrize("status", [400, 409, 413, 422, 200, 204, 207])
 def test_the_adapter_judges_successes_and_refused_data(script: Scripted, client: Client, status: int) -> None:
     script.answers = [Answer(status)]

@@ -115,8 +115,8 @@ class App:
         headers = self._vendor.headers(
             self._counters.requests, limit.requests if limit else None, faults.window_left()
         ) | dict(response.headers)
-        if response.document is None:
-            return HTTPResponse(status_code=response.status, headers=headers)
+        if response.document is None or isinstance(response.document, bytes):
+            return HTTPResponse(response.document, response.status, headers)
         return _json(response.document, response.status, headers)
 
 

@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A reply; a `document` of None is an empty body."""
+    """A reply; a `document` of None is an empty body, one of bytes is sent as it is (its type is in `headers`)."""
 
     status: int
     document: Any = None
@@ -64,6 +64,8 @@ class Vendor(ABC):
     token_name: ClassVar[str] = "refresh_token"  # noqa: S105
     # Throttling and quotas do not count the login.
     login_path: ClassVar[str | None] = None
+    # Of a connection's extra: names that stand for an address of this simulator, and its path.
+    addresses: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, store: Store, faults: FaultBox, *credentials: str) -> None:
         self.store = store

@@ -59,10 +59,7 @@ class AppLogin(Login):
         }
         url = f"{self._endpoint.url}/oauth2.0/token"
         reply = told(self._http.send("POST", url, body=orjson.dumps(body), params=traced()))
-        if reply.status == 429 or reply.status >= 500:
-            raise RequestFailed(
-                f"{self.who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
-            )
+        self.check_up(reply)
         if reply.status != 200:
             raise self.refuse(
                 f"refuses the login ({code_of(reply) or reply.status}): correct the connection's address, appId "

@@ -201,15 +201,17 @@ class HTTPClient:
         credentials: Credentials,
         *,
         json: Any = None,
+        body: bytes | None = None,
         form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """The reply when it is a success or something that the adapter judges (`ADAPTER_JUDGES`).
 
+        `body` is sent in place of `json`; its Content-Type is then among `headers`, which replace those made here.
         Raises RequestFailed for what may pass, AccessError, and what `explain` and `before_request` raise.
         """
-        body = None if json is None else orjson.dumps(json)
+        body = body if json is None else orjson.dumps(json)
         refused, tries = None, 0
         while True:
             try:
@@ -217,15 +219,9 @@ class HTTPClient:
             except RequestFailed as failure:
                 failure.sent = False  # it was the login that failed
                 raise
+            sent = {**(headers or {}), **access.authorization}
             reply = self._translate(
-                self.send(
-                    method,
-                    access.url + path,
-                    headers={**(headers or {}), **access.authorization},
-                    body=body,
-                    form=form,
-                    params=params,
-                )
+                self.send(method, access.url + path, headers=sent, body=body, form=form, params=params)
             )
             if reply.status == 401 and refused is None:
                 refused = access

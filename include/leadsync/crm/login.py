@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from leadsync.crm.base import Endpoint
-from leadsync.crm.http import Access, HTTPClient, RequestFailed, StaticToken
+from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError
 
 
@@ -51,6 +51,59 @@ class Login(ABC):
         self._refused = f"{self.who} {why}"
         return AccessError(self._refused)
 
+    def check_up(self, reply: Reply) -> None:
+        """Raises RequestFailed when the reply to a login says nothing of the credentials."""
+        if reply.status == 429 or reply.status >= 500:
+            raise RequestFailed(
+                f"{self.who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
+            )
+
+
+class TokenLogin(Login):
+    """OAuth 2 without a person: posts `form` to `url` for a token, kept until the CRM refuses it.
+
+    `read` turns the reply into where to send requests; None means that the login is refused, and it raises
+    RequestFailed for what may pass. `remedy` says what to correct then. Failing servers and 429 never reach it.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        http: HTTPClient,
+        url: str,
+        form: Mapping[str, str],
+        read: Callable[[Reply], Access | None],
+        remedy: str,
+    ) -> None:
+        super().__init__(who)
+        self._http = http
+        self._url = url
+        self._form = dict(form)
+        self._read = read
+        self._remedy = remedy
+
+    def log_in(self) -> Access:
+        reply = self._http.send("POST", self._url, form=self._form)
+        self.check_up(reply)
+        access = self._read(reply)
+        if access is None:
+            raise self.refuse(f"refuses the login ({reply.status}): {self._remedy}")
+        return access
+
+
+def token_for(url: str) -> Callable[[Reply], Access | None]:
+    """How `TokenLogin` reads a plain token that is used at this address."""
+
+    def read(reply: Reply) -> Access | None:
+        if not 200 <= reply.status < 300:
+            return None
+        try:
+            return Access(url, TOKEN.validate_json(reply.body).access_token)
+        except ValidationError:  # its text, and the reply's, stay here: they may hold a token
+            raise RequestFailed("the login's reply makes no sense", "malformed_reply") from None
+
+    return read
+
 
 class FixedHeaders(StaticToken):
     """A key, or login and password, that can't be renewed."""
@@ -59,34 +112,14 @@ class FixedHeaders(StaticToken):
         raise AccessError(f"{self._who} refuses the credentials (401): correct them in the connection")
 
 
-class ClientCredentials(Login):
-    """The OAuth 2 client credentials flow; the token is used at the connection's own address."""
+class NoLogin:
+    """Stands for a login that the connection does not describe: `why` is said when it is needed, not before."""
 
-    def __init__(self, who: str, endpoint: Endpoint, http: HTTPClient, path: str, scope: str | None) -> None:
-        super().__init__(who)
-        self._endpoint = endpoint
-        self._http = http
-        self._path = path
-        self._scope = scope
+    def __init__(self, why: str) -> None:
+        self._why = why
 
-    def log_in(self) -> Access:
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": self._endpoint.login,
-            "client_secret": self._endpoint.password,
-            **({"scope": self._scope} if self._scope else {}),
-        }
-        reply = self._http.send("POST", self._endpoint.url + self._path, form=form)
-        if reply.status == 429 or reply.status >= 500:
-            raise RequestFailed(
-                f"{self.who} answered the login with {reply.status}", str(reply.status), retry_after=reply.retry_after
-            )
-        if not 200 <= reply.status < 300:
-            raise self.refuse(
-                f"refuses the login ({reply.status}): correct the connection's address, client id (login) and client "
-                "secret (password), and `auth`"
-            )
-        try:
-            return Access(self._endpoint.url, TOKEN.validate_json(reply.body).access_token)
-        except ValidationError:  # its text stays here, for it may hold a token
-            raise RequestFailed(f"{self.who}: the login's reply makes no sense", "malformed_reply") from None
+    def access(self) -> Access:
+        raise AccessError(self._why)
+
+    def renew(self, refused: Access) -> Access:
+        raise AccessError(self._why)

@@ -31,7 +31,7 @@ from leadsync.budget import Limit
 from leadsync.crm import values
 from leadsync.crm.base import CRMAdapter, Settings, batches
 from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
-from leadsync.crm.oauth import TokenLogin
+from leadsync.crm.login import TokenLogin
 from leadsync.crm.singly import one_by_one, unfit_id
 from leadsync.errors import AccessError
 from leadsync.models import Lead, Outcome, Record, Status

@@ -14,7 +14,7 @@ import orjson
 from leadsync.crm import values
 from leadsync.crm.base import NAME, BatchRefused, CRMAdapter
 from leadsync.crm.http import ADAPTER_JUDGES, Access, Credentials, Reply, RequestFailed
-from leadsync.crm.login import ClientCredentials, FixedHeaders
+from leadsync.crm.login import FixedHeaders, TokenLogin, token_for
 from leadsync.crm.rest_settings import Batch, Call, Errors, Results
 from leadsync.crm.template import filled, filled_path, filled_text, find, find_all
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
@@ -38,7 +38,15 @@ class RestCalls(CRMAdapter):
     def make_credentials(self) -> Credentials:
         auth, endpoint = self.settings.auth, self.endpoint
         if auth.scheme == "client_credentials":
-            return ClientCredentials(self.who, endpoint, self.http, auth.token_path, auth.scope)
+            form = {
+                "grant_type": "client_credentials",
+                "client_id": endpoint.login,
+                "client_secret": endpoint.password,
+                **({"scope": auth.scope} if auth.scope else {}),
+            }
+            remedy = "correct the connection's address, client id (login) and client secret (password), and `auth`"
+            read = token_for(endpoint.url)
+            return TokenLogin(self.who, self.http, endpoint.url + auth.token_path, form, read, remedy)
         if auth.scheme == "api_key":
             return FixedHeaders(self.who, Access(endpoint.url, "", {auth.header: endpoint.password}))
         if auth.scheme == "basic":

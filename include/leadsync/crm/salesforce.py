@@ -21,7 +21,7 @@ from leadsync.budget import Limit
 from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
-from leadsync.crm.oauth import TokenLogin
+from leadsync.crm.login import TokenLogin
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status
 
