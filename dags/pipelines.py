@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, dag, get_current_context, get_parsing_context, task
 
-from leadsync import runtime
+from leadsync import runtime, watcher
 from leadsync.config import Pipeline, load_pipeline, load_pipelines
 from leadsync.crm import registry
 
@@ -28,7 +28,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
 
     @dag(
         dag_id=f"{pipeline.name}_sync",
-        schedule=runtime.timetable(pipeline),
+        schedule=watcher.schedule(pipeline),
         start_date=pipeline.schedule.start,
         catchup=False,
         max_active_runs=1,

@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipExceptio
 from leadsync import operations
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Pipeline, load_pipeline
+from leadsync.config import Pipeline, Source, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
@@ -256,8 +256,8 @@ def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAd
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Texts of database errors may quote leads: only their class and code go on."""
+def clear_errors() -> Iterator[None]:
+    """Names database errors by their reaction. Their texts may quote leads: only class and code go on."""
     try:
         yield
     except LeadsyncError:
@@ -305,15 +305,16 @@ def _connect_error(conn_id: str, error: psycopg.OperationalError) -> LeadsyncErr
 
 
 @contextmanager
-def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
-    with _database(pipeline.source.connection) as connection:
-        yield LeadStore(connection, pipeline.source)
+def lead_store(source: Source) -> Iterator[LeadStore]:
+    """The lead store, on a connection of its own."""
+    with _database(source.connection) as connection:
+        yield LeadStore(connection, source)
 
 
 @contextmanager
 def state_database() -> Iterator[psycopg.Connection[Any]]:
     """Leadsync's own database, in autocommit; its errors are named by their reaction on the way out."""
-    with _clear_errors(), _database(STATE) as state:
+    with clear_errors(), _database(STATE) as state:
         yield state
 
 
@@ -326,7 +327,7 @@ def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> I
     with state_database() as state, _redis() as client:
         sealer = _sealer()
         snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
-        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))
+        yield Clients(state, sealer, snapshots, partial(lead_store, pipeline.source), partial(_adapter, pipeline, lane))
 
 
 @contextmanager

@@ -34,6 +34,13 @@ SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_boun
 """
 READ: LiteralString = f"{SELECT} WHERE sync_id = %(sync_id)s"
 
+# Up to where the newest run of a pipeline reads, whatever became of it.
+NEWEST: LiteralString = """
+SELECT upper_bound FROM leadsync.sync_operation
+ WHERE pipeline = %(pipeline)s AND kind = 'run' AND superseded_at IS NULL
+ ORDER BY started_at DESC LIMIT 1
+"""
+
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
 
 # The snapshot is complete. The operation must not be superseded.
@@ -159,6 +166,12 @@ def read(connection: psycopg.Connection[Any], sync_id: str) -> Operation | None:
     """The operation, or None."""
     row = connection.execute(READ, {"sync_id": sync_id}).fetchone()
     return Operation(*row) if row else None
+
+
+def newest_bound(connection: psycopg.Connection[Any], pipeline: str) -> datetime | None:
+    """Up to where the newest run reads; None before the first."""
+    row = connection.execute(NEWEST, {"pipeline": pipeline}).fetchone()
+    return row[0] if row else None
 
 
 def take_sequence(connection: psycopg.Connection[Any]) -> int:
