@@ -44,13 +44,13 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.extract(pipeline, get_current_context())
 
         @task
-        def snapshot(opened: dict[str, Any]) -> list[str]:
+        def snapshot(opened: dict[str, Any]) -> list[dict[str, Any]]:
             return runtime.snapshot(pipeline, opened)
 
         # The name while it runs; the work may add to it when it ends.
-        @task(map_index_template="{{ label | default(task.op_kwargs['destination']) }}")
-        def load(opened: dict[str, Any], destination: str) -> dict[str, Any]:
-            return runtime.load(pipeline, opened, destination, get_current_context())
+        @task(map_index_template="{{ label | default(task.op_kwargs['work']['label']) }}")
+        def load(opened: dict[str, Any], work: dict[str, Any]) -> dict[str, Any]:
+            return runtime.load(pipeline, opened, work, get_current_context())
 
         # A destination that is parked is skipped.
         @task(trigger_rule=TriggerRule.NONE_FAILED)
@@ -58,7 +58,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.commit_watermark(pipeline, opened)
 
         opened = extract()
-        loads = load.partial(opened=opened).expand(destination=snapshot(opened))
+        loads = load.partial(opened=opened).expand(work=snapshot(opened))
         loads >> commit_watermark(opened)
 
     return sync()

@@ -166,22 +166,30 @@ def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
         return {**names, "operations": found, "parked": opened.parked}
 
 
-def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[str]:
-    """Keeps the windows' rows in Redis; returns the destinations, over which `load` is mapped."""
-    destinations: list[str] = opened["destinations"]
-    if opened["dry_run"]:
-        return destinations
-    with clients(pipeline) as using, using.open_store() as store:
-        for operation in opened["operations"]:
-            operations.take_snapshot(using, store, pipeline, operation["sync_id"])
-        return destinations
+def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Keeps the windows' rows in Redis; returns what `load` is mapped over: each destination, in as many shards as the
+    size of its window calls for (`destination`, `shard`, and the `label` of the task instance).
+    """
+    shards: dict[str, int] = {}
+    if not opened["dry_run"]:
+        with clients(pipeline) as using, using.open_store() as store:
+            for operation in opened["operations"]:
+                shards |= operations.take_snapshot(using, store, pipeline, operation["sync_id"])
+    return [
+        {"destination": name, "shard": shard, "label": name if of == 1 else f"{name} {shard + 1}/{of}"}
+        for name in opened["destinations"]
+        for of in [shards.get(name, 1)]
+        for shard in range(of)
+    ]
 
 
-def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, context: Any) -> dict[str, Any]:
-    """Delivers the snapshot to one destination and returns the counts; what stands out goes into the label.
+def load(pipeline: Pipeline, opened: Mapping[str, Any], work: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """Delivers the snapshot, or a shard of it, to one destination and returns the counts; what stands out goes into the
+    label.
 
     A destination that is parked is probed instead, and its task instance skipped.
     """
+    destination, label = work["destination"], work["label"]
     with clients(pipeline, _lane(opened, context)) as using:
         if destination in opened["parked"]:
             waiting, because = opened["parked"][destination], operations.probe(using, pipeline, destination)
@@ -196,9 +204,9 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
             window = Window(moment("lower", operation), moment("upper", operation) or BEGINNING)
             with using.open_store() as store:
                 return dry_run(using.state, store, pipeline, destination, window, resend=opened["resend"])
-        counts = operations.load(using, pipeline, operation["sync_id"], destination)
+        counts = operations.load(using, pipeline, operation["sync_id"], destination, work["shard"])
         if counts["dead"]:
-            context["label"] = f"{destination}: {counts['dead']} dead letters"
+            context["label"] = f"{label}: {counts['dead']} dead letters"
         return dict(counts)
 
 
