@@ -7,20 +7,16 @@ store, triggers one run and watches the processes of its tasks. Takes many minut
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import psycopg
-import yaml
 
-from demo.stack import ports
+from bench.stack import running_stack
 from demo.stack.stack import Stack
 
-ROOT = Path(__file__).parents[1]
 LIMIT_MB = 300
 
 FILL = """
@@ -67,32 +63,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="default: %(default)s")
     rows = parser.parse_args().rows
-    with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as folder:
-        pipelines = Path(folder) / "pipelines"
-        pipelines.mkdir()
-        pipeline = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
-        pipeline["schedule"]["cron"] = None
-        for target in pipeline["destinations"].values():
-            target["settings"] = {"requests_per_second": 1000}  # of the real CRMs' limits there is no need here
-        (pipelines / "leads.yaml").write_text(yaml.safe_dump(pipeline))
-        stack = Stack(
-            Path(folder) / "state",
-            ports.free_base(20_000 + os.getpid() * 20 % 10_000),
-            ROOT,
-            generator=False,
-            dag="leads_sync",
-            environment={"LEADSYNC_PIPELINES": str(pipelines)},
-        )
-        try:
-            stack.up(lambda line: print(line, flush=True))
-            print(f"filling the lead store with {rows:,} leads", flush=True)
-            with psycopg.connect(stack.lead_store_dsn) as connection:
-                connection.execute(FILL, (rows,))
-            time.sleep(1)
-            reply = stack.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None})
-            tasks = watch(stack, reply.json()["dag_run_id"])
-        finally:
-            stack.clean()
+    with running_stack(lambda pipeline: pipeline["schedule"].update(cron=None, watch=None)) as stack:
+        print(f"filling the lead store with {rows:,} leads", flush=True)
+        with psycopg.connect(stack.lead_store_dsn) as connection:
+            connection.execute(FILL, (rows,))
+        time.sleep(1)
+        reply = stack.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None})
+        tasks = watch(stack, reply.json()["dag_run_id"])
     print(f"\n| task ({rows:,} leads) | peak RSS, MB | seconds | state |\n| --- | --- | --- | --- |")
     for name, task in tasks.items():
         print(f"| {name} | {task['peak_mb']:.0f} | {task['duration'] or 0:.0f} | {task['state']} |")

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import DAG, TriggerRule, dag, get_current_context, get_parsing_context, task
 
-from leadsync import runtime
+from leadsync import runtime, watcher
 from leadsync.config import Pipeline, load_pipeline, load_pipelines
 from leadsync.crm import registry
 
@@ -28,7 +28,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
 
     @dag(
         dag_id=f"{pipeline.name}_sync",
-        schedule=runtime.timetable(pipeline),
+        schedule=watcher.schedule(pipeline),
         start_date=pipeline.schedule.start,
         catchup=False,
         max_active_runs=1,
@@ -44,13 +44,13 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.extract(pipeline, get_current_context())
 
         @task
-        def snapshot(opened: dict[str, Any]) -> list[str]:
+        def snapshot(opened: dict[str, Any]) -> list[dict[str, Any]]:
             return runtime.snapshot(pipeline, opened)
 
         # The name while it runs; the work may add to it when it ends.
-        @task(map_index_template="{{ label | default(task.op_kwargs['destination']) }}")
-        def load(opened: dict[str, Any], destination: str) -> dict[str, Any]:
-            return runtime.load(pipeline, opened, destination, get_current_context())
+        @task(map_index_template="{{ label | default(task.op_kwargs['work']['label']) }}")
+        def load(opened: dict[str, Any], work: dict[str, Any]) -> dict[str, Any]:
+            return runtime.load(pipeline, opened, work, get_current_context())
 
         # A destination that is parked is skipped.
         @task(trigger_rule=TriggerRule.NONE_FAILED)
@@ -58,7 +58,7 @@ def sync_dag(pipeline: Pipeline) -> DAG:
             return runtime.commit_watermark(pipeline, opened)
 
         opened = extract()
-        loads = load.partial(opened=opened).expand(destination=snapshot(opened))
+        loads = load.partial(opened=opened).expand(work=snapshot(opened))
         loads >> commit_watermark(opened)
 
     return sync()

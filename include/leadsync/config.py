@@ -165,9 +165,15 @@ class Destination(_Model):
 
 
 class Schedule(_Model):
-    """When the pipeline runs: a cron expression, as Airflow reads it; None for by hand only."""
+    """When the pipeline runs: as soon as there are changes, and beside that at fixed times."""
 
-    cron: str | None = "* * * * *"
+    watch: float | None = Field(
+        1.0, ge=0.1, le=3600, description="seconds between two looks for changes in the lead store; null: nobody looks"
+    )
+    cron: str | None = Field(
+        "* * * * *",
+        description="as Airflow reads it: tries again what failed, and Airflow's own backfills; null: never",
+    )
     start: AwareDatetime = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -217,10 +223,14 @@ class Pipeline(_Model):
 
     name: str = ""
     source: Source
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Schedule.model_validate({})
     reconcile: Reconcile = Reconcile.model_validate({})
     destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
     catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
+    shard_rows: int = Field(
+        250_000, ge=1, description="rows of a window for one task of a destination; more are shared among several"
+    )
+    max_shards: int = Field(4, ge=1, le=64, description="tasks that load one destination at once, at most")
     snapshot_ttl_hours: float = Field(168, gt=0, description="hours after which a snapshot is gone in any case")
     retention: Retention = Retention()
 

@@ -26,11 +26,15 @@ def parse_line(line: str) -> list[str | None]:
 
 
 def parse_columns(lines: Sequence[str]) -> list[Sequence[str | None]]:
-    """The columns of some lines: as `parse_line` of each, and cheaper."""
-    columns: list[Sequence[str | None]] = list(zip(*[line.split("\t") for line in lines], strict=True))
+    """The columns of some lines (at least one): as `parse_line` of each, for a fraction of the time."""
+    width = lines[0].count("\t") + 1
+    fields = "\t".join(lines).split("\t")
+    if len(fields) != width * len(lines):
+        raise ValueError("the lines differ in their number of fields")
+    columns = [fields[place::width] for place in range(width)]
     return [
-        [None if value == "\\N" else _unescape(value) if value and "\\" in value else value for value in column]
-        if any("\\" in value for value in column if value)
+        [None if value == "\\N" else _unescape(value) if "\\" in value else value for value in column]
+        if "\\" in "".join(column)
         else column
         for column in columns
     ]

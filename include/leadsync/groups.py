@@ -9,7 +9,7 @@ from itertools import compress
 
 from leadsync.copytext import parse_columns, parse_line
 from leadsync.mapping import Mapped, Mapper, Row, lead_key
-from leadsync.models import Digest, Outcome
+from leadsync.models import WHOLE, Digest, Outcome, Share
 from leadsync.snapshot import SnapshotStore
 from leadsync.state.dead_letters import NAMELESS, DeadLetter
 from leadsync.transforms import MappingFailure
@@ -68,12 +68,15 @@ class Group:
 
 
 class Reader:
-    """Reads the snapshot of a sync operation for one destination.
+    """Reads the snapshot of a sync operation, or a shard's share of it, for one destination.
 
     `follows`: leads that are not routed are wanted one by one (as Aside), not only their number.
     """
 
-    def __init__(self, snapshots: SnapshotStore, snapshot_id: str, mapper: Mapper, *, follows: bool) -> None:
+    def __init__(
+        self, snapshots: SnapshotStore, snapshot_id: str, mapper: Mapper, *, follows: bool, share: Share = WHOLE
+    ) -> None:
+        self._share = share
         self._snapshots = snapshots
         self._snapshot_id = snapshot_id
         self._mapper = mapper
@@ -87,7 +90,7 @@ class Reader:
             self.read(group, lines, chunk, sequence, waiting[chunk], only=waiting[chunk])
             yield group
         group = Group(next_chunk)
-        for chunk, text in self._snapshots.chunks(self._snapshot_id, next_chunk):
+        for chunk, text in self._snapshots.chunks(self._snapshot_id, next_chunk, self._share):
             lines = _lines(text)
             self.read(group, lines, chunk, sequence, waiting.get(chunk, {}))
             group.read += len(lines)

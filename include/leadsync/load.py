@@ -1,4 +1,4 @@
-"""Loads one snapshot into one destination: route, map, **claim, send, settle**, a group of chunks at a time.
+"""Loads a snapshot, or a shard of it, into one destination: route, map, **claim, send, settle**, some chunks at a time.
 
 Claiming writes the snapshot's sequence into the ledger and clears the hash (in doubt) before a request leaves;
 settling writes outcomes, dead letters, retry queue, operation log and the place in one transaction, so a load that
@@ -24,7 +24,7 @@ from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unav
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import Mapper
-from leadsync.models import Digest, Lead, Outcome, Status
+from leadsync.models import Digest, Lead, Outcome, Share, Status
 from leadsync.sending import Sender, request_failed
 from leadsync.state import dead_letters, ledger, operations
 from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
@@ -59,6 +59,7 @@ class Load:
         operation: Operation,
         target: Destination,
         destination_id: int,
+        share: Share,
         row: LoadLog,
         fence: Fence,
         sender: Sender,
@@ -70,6 +71,7 @@ class Load:
         self._operation = operation
         self._target = target
         self._id = destination_id
+        self._share = share
         self._fence = fence
         self._sender = sender
         self._letters = Letters(state, clients.sealer, operation, target.name, destination_id)
@@ -77,7 +79,7 @@ class Load:
         self._letters_open = dead_letters.any_open(state, destination_id)
         follows = operation.resend or self._letters_open
         mapper = Mapper(pipeline.source, target)
-        self._reader = reader = Reader(clients.snapshots, operation.snapshot_id, mapper, follows=follows)
+        self._reader = reader = Reader(clients.snapshots, operation.snapshot_id, mapper, follows=follows, share=share)
         self._claiming = Claiming(
             state, pipeline.source, operation, destination_id, fence, reader, self._letters, reread,
             ids=sender.adapter.needs_crm_id,
@@ -96,7 +98,7 @@ class Load:
 
     def _go_over_all(self) -> None:
         under_way: deque[Group] = deque()
-        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
+        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id, self._share)
         self._retries = bool(waiting)
         for group in self._reader.groups(self.log.next_chunk, self._operation.sequence or 0, waiting):
             self._claiming.claim(group)
@@ -215,11 +217,12 @@ class Load:
             raise sender.error
         if sender.unavailable:
             raise Unavailable(f"{name} takes nothing at the moment; what is left stays queued", self._retry_after)
-        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id)
+        waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id, self._share)
         if waiting:
             many = sum(map(len, waiting.values()))
             raise TransientFailure(f"{name}: {many} leads failed in passing and wait in the queue", self._retry_after)
-        if counts.read != counts.ended or counts.read != self._operation.rows:
+        whole = counts.read == self._operation.rows or self._share.of > 1  # the shards together: see `commit`
+        if counts.read != counts.ended or not whole:
             raise LeadsyncError(f"{name}: the sum does not hold: rows {self._operation.rows}, {asdict(counts)}")
         self._judge_mapping(all_of=True)
 

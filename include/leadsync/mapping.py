@@ -127,8 +127,10 @@ class Mapper:
     def _deleted_among(self, columns: Columns) -> frozenset[int]:
         if self._deleted is None:
             return frozenset()
-        flags = enumerate(columns[self._deleted])
-        return frozenset(index for index, flag in flags if flag != "f" and (flag or "").lower() not in FALSE)
+        flags = columns[self._deleted]
+        if all(flag == "f" for flag in set(flags)):
+            return frozenset()
+        return frozenset(index for index, flag in enumerate(flags) if (flag or "").lower() not in FALSE)
 
     def _field_values(self, columns: Columns, failures: dict[int, MappingFailure]) -> list[dict[str, Any]]:
         count = len(columns[0])

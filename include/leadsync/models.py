@@ -26,6 +26,16 @@ class Digest(bytes):
         return cls(UUID(text).bytes)
 
 
+class Share(NamedTuple):
+    """One of the shards of a load: the chunks of the snapshot whose place leaves the remainder `shard` by `of`."""
+
+    shard: int
+    of: int
+
+
+WHOLE = Share(0, 1)
+
+
 class Lead(NamedTuple):
     """One lead as a CRM is to hold it.
 

@@ -12,8 +12,9 @@ from leadsync.sealing import Sealer
 from leadsync.state import operations
 
 LOADS: LiteralString = """
-SELECT w.destination, array_agg(l.id ORDER BY l.id), min(l.start_at), (array_agg(l.end_at ORDER BY l.id DESC))[1],
-       (array_agg(l.result ORDER BY l.id DESC))[1]
+SELECT w.destination, array_agg(l.id ORDER BY l.id), min(l.start_at),
+       CASE WHEN bool_and(l.end_at IS NOT NULL) THEN max(l.end_at) END,
+       CASE WHEN bool_or(l.result = 0) THEN 0 WHEN bool_and(l.result IS NOT NULL) THEN 1 END
   FROM leadsync.operation_log l JOIN leadsync.watermark w USING (destination_id)
  WHERE l.sync_id = %(sync_id)s
  GROUP BY w.destination ORDER BY w.destination

@@ -19,8 +19,10 @@ from leadsync.clients import Clients
 from leadsync.config import Pipeline
 from leadsync.errors import ConfigError, LeadsyncError, SnapshotError, Superseded
 from leadsync.load import Load
+from leadsync.models import Share
 from leadsync.request import Request
 from leadsync.sending import Sender
+from leadsync.snapshot import Manifest
 from leadsync.source import Buffer, LeadStore, Window
 from leadsync.state import fence, operations, recovery_log, schema, watermark
 from leadsync.state.operations import Operation
@@ -87,10 +89,11 @@ def _operation(pipeline: Pipeline, kind: str, plan: windows.Plan, *, resend: boo
     )
 
 
-def take_snapshot(clients: Clients, store: LeadStore, pipeline: Pipeline, sync_id: str) -> None:
-    """Streams the window's rows into Redis."""
+def take_snapshot(clients: Clients, store: LeadStore, pipeline: Pipeline, sync_id: str) -> dict[str, int]:
+    """Streams the window's rows into Redis; returns in how many shards each destination of the run loads so far."""
     operation = current(clients, sync_id)
     keep_rows(clients, pipeline, operation, lambda: store.stream(Window(operation.lower, operation.upper)))
+    return operations.shards_of_run(clients.state, operation)
 
 
 def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: Callable[[], Iterable[Buffer]]) -> None:
@@ -112,7 +115,8 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
         with fence.pipeline_lock(state, pipeline.name), closing(_rows(read)) as rows:
             sequence = operations.take_sequence(state)
             manifest = snapshots.write(operation.snapshot_id, rows, sequence, pipeline.source.columns)
-            if not operations.record_snapshot(state, operation, sequence, manifest.rows):
+            shards = _shards(clients, pipeline, operation, manifest)
+            if not operations.record_snapshot(state, operation, sequence, manifest.rows, shards):
                 raise Superseded("`extract` of this run was run again since; nothing was lost")
     except SnapshotError as error:
         recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
@@ -124,9 +128,25 @@ def _rows(read: Callable[[], Iterable[Buffer]]) -> Generator[Buffer, None, None]
     yield from read()
 
 
-def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -> dict[str, int]:
-    """Delivers the snapshot to one destination and returns the counts; raises what the retry is to react to."""
+def _shards(clients: Clients, pipeline: Pipeline, operation: Operation, manifest: Manifest) -> int:
+    """In how many shards a snapshot is loaded. Those of people's DAGs load one operation after the other themselves."""
+    if operation.kind not in ("run", "backfill"):
+        return 1
+    before = operations.shards_of_run(clients.state, operation)
+    known = [before[name] for name in operation.destinations if name in before]
+    wanted = min(-(-manifest.rows // pipeline.shard_rows), manifest.chunks, pipeline.max_shards)
+    return max(known, default=max(1, wanted))
+
+
+def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, shard: int = 0) -> dict[str, int]:
+    """Delivers the snapshot, or a shard of it, to one destination and returns the counts.
+
+    Raises what the retry is to react to.
+    """
     operation, state = current(clients, sync_id), clients.state
+    if shard >= operation.shards:
+        raise Superseded(f"the snapshot has {operation.shards} shards, and not so many as before: clear `snapshot`")
+    share = Share(shard, operation.shards)
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     mark = watermark.read(state, pipeline.name, [destination]).get(destination)
     if target is None or mark is None:
@@ -138,18 +158,19 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -
             lines = b"".join(bytes(row) for row in store.read(keys)).decode().split("\n")[:-1]
         return sequence, lines
 
-    row = operations.start_load(state, operation, mark.destination_id)
+    row = operations.start_load(state, operation, mark.destination_id, shard)
     try:
         with (
             clients.open_adapter(destination) as adapter,
-            fence.hold(state, mark.destination_id, adapter.longest_request) as held,
+            fence.share(state, mark.destination_id, adapter.longest_request, sync_id, shard) as held,
             Sender(adapter, held, target.in_flight) as sender,
         ):
             # Again: whoever held the lock until now may have got further.
-            row = operations.start_load(state, operation, mark.destination_id)
+            row = operations.start_load(state, operation, mark.destination_id, shard)
             again = None if operation.kind == "recover" else reread
             clients.snapshots.check_columns(operation.snapshot_id, pipeline.source.columns)
-            counts = Load(clients, pipeline, operation, target, mark.destination_id, row, held, sender, again).run()
+            load = Load(clients, pipeline, operation, target, mark.destination_id, share, row, held, sender, again)
+            counts = load.run()
             operations.end_load(state, row)
     except LeadsyncError as error:
         if not state.broken:
@@ -185,8 +206,8 @@ def commit(clients: Clients, pipeline: Pipeline, sync_ids: Sequence[str]) -> dic
     for operation in [current(clients, sync_id) for sync_id in sync_ids]:
         ended = operations.ended_loads(state, operation)
         for name in operation.destinations:
-            result, counts = ended.get(name, (None, operations.Counts()))
-            if result != 1:
+            well, counts = ended.get(name, (0, operations.Counts()))
+            if well != operation.shards:
                 raise LeadsyncError(f"the load of {name} has not succeeded, so the watermark stays; clear it to retry")
             if counts.read != operation.rows or counts.read != counts.ended:
                 raise LeadsyncError(

@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipExceptio
 from leadsync import operations
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Pipeline, load_pipeline
+from leadsync.config import Pipeline, Source, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
@@ -166,22 +166,30 @@ def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
         return {**names, "operations": found, "parked": opened.parked}
 
 
-def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[str]:
-    """Keeps the windows' rows in Redis; returns the destinations, over which `load` is mapped."""
-    destinations: list[str] = opened["destinations"]
-    if opened["dry_run"]:
-        return destinations
-    with clients(pipeline) as using, using.open_store() as store:
-        for operation in opened["operations"]:
-            operations.take_snapshot(using, store, pipeline, operation["sync_id"])
-        return destinations
+def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Keeps the windows' rows in Redis; returns what `load` is mapped over: each destination, in as many shards as the
+    size of its window calls for (`destination`, `shard`, and the `label` of the task instance).
+    """
+    shards: dict[str, int] = {}
+    if not opened["dry_run"]:
+        with clients(pipeline) as using, using.open_store() as store:
+            for operation in opened["operations"]:
+                shards |= operations.take_snapshot(using, store, pipeline, operation["sync_id"])
+    return [
+        {"destination": name, "shard": shard, "label": name if of == 1 else f"{name} {shard + 1}/{of}"}
+        for name in opened["destinations"]
+        for of in [shards.get(name, 1)]
+        for shard in range(of)
+    ]
 
 
-def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, context: Any) -> dict[str, Any]:
-    """Delivers the snapshot to one destination and returns the counts; what stands out goes into the label.
+def load(pipeline: Pipeline, opened: Mapping[str, Any], work: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    """Delivers the snapshot, or a shard of it, to one destination and returns the counts; what stands out goes into the
+    label.
 
     A destination that is parked is probed instead, and its task instance skipped.
     """
+    destination, label = work["destination"], work["label"]
     with clients(pipeline, _lane(opened, context)) as using:
         if destination in opened["parked"]:
             waiting, because = opened["parked"][destination], operations.probe(using, pipeline, destination)
@@ -196,9 +204,9 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], destination: str, contex
             window = Window(moment("lower", operation), moment("upper", operation) or BEGINNING)
             with using.open_store() as store:
                 return dry_run(using.state, store, pipeline, destination, window, resend=opened["resend"])
-        counts = operations.load(using, pipeline, operation["sync_id"], destination)
+        counts = operations.load(using, pipeline, operation["sync_id"], destination, work["shard"])
         if counts["dead"]:
-            context["label"] = f"{destination}: {counts['dead']} dead letters"
+            context["label"] = f"{label}: {counts['dead']} dead letters"
         return dict(counts)
 
 
@@ -256,8 +264,8 @@ def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAd
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Texts of database errors may quote leads: only their class and code go on."""
+def clear_errors() -> Iterator[None]:
+    """Names database errors by their reaction. Their texts may quote leads: only class and code go on."""
     try:
         yield
     except LeadsyncError:
@@ -305,15 +313,16 @@ def _connect_error(conn_id: str, error: psycopg.OperationalError) -> LeadsyncErr
 
 
 @contextmanager
-def _store(pipeline: Pipeline) -> Iterator[LeadStore]:
-    with _database(pipeline.source.connection) as connection:
-        yield LeadStore(connection, pipeline.source)
+def lead_store(source: Source) -> Iterator[LeadStore]:
+    """The lead store, on a connection of its own."""
+    with _database(source.connection) as connection:
+        yield LeadStore(connection, source)
 
 
 @contextmanager
 def state_database() -> Iterator[psycopg.Connection[Any]]:
     """Leadsync's own database, in autocommit; its errors are named by their reaction on the way out."""
-    with _clear_errors(), _database(STATE) as state:
+    with clear_errors(), _database(STATE) as state:
         yield state
 
 
@@ -326,7 +335,7 @@ def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> I
     with state_database() as state, _redis() as client:
         sealer = _sealer()
         snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
-        yield Clients(state, sealer, snapshots, partial(_store, pipeline), partial(_adapter, pipeline, lane))
+        yield Clients(state, sealer, snapshots, partial(lead_store, pipeline.source), partial(_adapter, pipeline, lane))
 
 
 @contextmanager

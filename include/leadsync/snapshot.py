@@ -16,6 +16,7 @@ import orjson
 import redis
 
 from leadsync.errors import RedisAway, SnapshotError, Unavailable
+from leadsync.models import WHOLE, Share
 from leadsync.sealing import Sealer
 
 CHUNK_BYTES = 1 << 20
@@ -93,10 +94,11 @@ class SnapshotStore:
         """One chunk: whole COPY lines."""
         return self._open(f"{self._prefix}:{snapshot_id}:{index}")
 
-    def chunks(self, snapshot_id: str, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """The chunks from `first` on, with their places."""
+    def chunks(self, snapshot_id: str, first: int = 0, share: Share = WHOLE) -> Iterator[tuple[int, bytes]]:
+        """The chunks (of one shard) from `first` on, with their places."""
         for index in range(first, self.manifest(snapshot_id).chunks):
-            yield index, self.chunk(snapshot_id, index)
+            if index % share.of == share.shard:
+                yield index, self.chunk(snapshot_id, index)
 
     def stored(self) -> dict[str, bool]:
         """The ids of all snapshots of which Redis holds anything, and whether they are complete."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +36,7 @@ class DagRun:
     run_id: str = field(default_factory=lambda: str(uuid4()))
     opened: dict[str, Any] | None = None
     snapped: bool = False
+    shards: dict[str, int] = field(default_factory=dict)
     loads: dict[str, str] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     committed: bool = False
@@ -146,16 +148,9 @@ class Scheduler:
                 run.snapped, run.committed = False, False
                 run.loads, run.counts = {}, {}
                 run.opened = self._task("extract", run_id=run.run_id, parameters=run.parameters)
-                self._task("take_snapshot", opened=run.opened)
+                run.shards = self._task("take_snapshot", opened=run.opened)
                 run.snapped = True
-                threads = [
-                    threading.Thread(target=self._load, args=(run, name), daemon=True)
-                    for name in run.opened["destinations"]
-                ]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                _at_once(partial(self._load, run, name) for name in run.opened["destinations"])
             else:
                 self._load(run, first)
             assert run.opened is not None
@@ -167,13 +162,23 @@ class Scheduler:
             return
 
     def _load(self, run: DagRun, destination: str) -> None:
-        try:
-            counts = self._task("load", opened=run.opened, destination=destination)
-        except Failed:
+        """All shards of one destination."""
+        found: list[dict[str, int] | None] = []
+
+        def load(shard: int) -> None:
+            with suppress(Failed):
+                found.append(self._task("load", opened=run.opened, destination=destination, shard=shard))
+
+        shards = run.shards.get(destination, 1)
+        _at_once(partial(load, shard) for shard in range(shards))
+        if len(found) < shards:
             run.loads[destination] = "failed"
             return
-        run.loads[destination] = "skipped" if counts is None else "success"
-        run.counts[destination] = counts or {}
+        counts = Counter[str]()
+        for each in found:
+            counts.update(each or {})
+        run.loads[destination] = "skipped" if None in found else "success"
+        run.counts[destination] = dict(counts)
 
     def _task(self, task: str, **arguments: Any) -> Any:
         """What the task returns. Raises Failed."""
@@ -207,3 +212,12 @@ class Scheduler:
         if reaction == "fail":
             raise Failed(job.task)
         return min(answer.get("retry_after") or PAUSE, LONGEST_PAUSE)
+
+
+def _at_once(work: Iterable[Callable[[], None]]) -> None:
+    """Does it all in threads, and returns when all have ended."""
+    threads = [threading.Thread(target=each, daemon=True) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -87,7 +87,7 @@ class StackWorld:
         pipelines = folder / "pipelines"
         pipelines.mkdir()
         shipped = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
-        shipped["schedule"]["cron"] = None
+        shipped["schedule"] = {"cron": None, "watch": None}
         for target in shipped["destinations"].values():
             target["settings"] = SETTINGS
         shipped["catch_up_rows"] = 7

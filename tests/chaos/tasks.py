@@ -41,6 +41,8 @@ PIPELINE: Pipeline = SHIPPED.model_copy(
             for target in SHIPPED.destinations
         ),
         "catch_up_rows": 7,
+        "shard_rows": 5,
+        "max_shards": 3,
     }
 )
 
@@ -68,20 +70,23 @@ def extract(setup: Mapping[str, Any], run_id: str, parameters: Mapping[str, Any]
     return {"operations": found, "parked": opened.parked, "destinations": request.destinations}
 
 
-def take_snapshot(setup: Mapping[str, Any], opened: Opened) -> None:
+def take_snapshot(setup: Mapping[str, Any], opened: Opened) -> dict[str, int]:
+    """In how many shards each destination is loaded."""
+    shards: dict[str, int] = {}
     with _clients(setup) as clients, clients.open_store() as store:
         for operation in opened["operations"]:
-            operations.take_snapshot(clients, store, PIPELINE, operation["sync_id"])
+            shards |= operations.take_snapshot(clients, store, PIPELINE, operation["sync_id"])
+    return shards
 
 
-def load(setup: Mapping[str, Any], opened: Opened, destination: str) -> dict[str, int] | None:
+def load(setup: Mapping[str, Any], opened: Opened, destination: str, shard: int) -> dict[str, int] | None:
     """The counts; None where the destination is parked."""
     with _clients(setup) as clients:
         if destination in opened["parked"]:
             operations.probe(clients, PIPELINE, destination)
             return None
         operation = next(each for each in opened["operations"] if destination in each["destinations"])
-        return operations.load(clients, PIPELINE, operation["sync_id"], destination)
+        return operations.load(clients, PIPELINE, operation["sync_id"], destination, shard)
 
 
 def commit(setup: Mapping[str, Any], opened: Opened) -> None:

@@ -70,9 +70,30 @@ def test_a_new_destination_appears_and_fills_itself(airflow: Airflow) -> None:
     airflow.assert_in_step()
 
 
+def test_a_change_starts_a_run_by_itself(airflow: Airflow) -> None:
+    content = airflow.shipped()
+    content["schedule"] = {"cron": None, "watch": 0.5}
+    content["destinations"] = {"hubspot": {**content["destinations"]["hubspot"], "start": "now"}}
+    watched = airflow.add("watched", content)
+
+    def runs(state: str) -> int:
+        found = airflow.stack.api("GET", f"/dags/{watched.dag}/dagRuns?run_type=asset_triggered&state={state}")
+        return int(found.json()["total_entries"])
+
+    airflow.until(lambda: runs("success") >= 1, "the first run has not come")  # it makes the new destination known
+    airflow.hive.execute("INSERT INTO customer (appkey, uid, name) VALUES ('WATCHED', 1, 'Li')")
+    airflow.until(lambda: "WATCHED:1" in airflow.simulators["hubspot"].records(), "no run for a change")
+    airflow.until(lambda: runs("success") >= 2 and not runs("running") + runs("queued"), "the run has not ended")
+    ended = runs("success")
+    (airflow.pipelines / "watched.yaml").unlink()
+    assert ended == runs("success") == 2, "a run without a change"
+    airflow.run()
+    airflow.assert_in_step()
+
+
 def test_each_run_of_airflows_own_backfill_takes_its_interval(airflow: Airflow) -> None:
     content = airflow.shipped()
-    content["schedule"]["cron"] = "0 0 * * *"
+    content["schedule"] = {"cron": "0 0 * * *"}
     for target in content["destinations"].values():
         target["start"] = "now"
     history = airflow.add("history", content)

@@ -97,3 +97,76 @@ def test_snapshots_of_one_pipeline_exclude_each_other(state: Connection, other: 
         raise AssertionError("two at once")
     with fence.pipeline_lock(other, "leads", patience=0):
         pass
+
+
+ONE, TWO = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
+
+
+def join(connection: Connection, destination: int, sync_id: str, shard: int, waits: list[float]) -> fence.Fence:
+    with fence.share(connection, destination, LONGEST, sync_id, shard, patience=0, sleep=waits.append) as held:
+        return held
+
+
+def test_shards_of_one_load_share_the_lock(state: Connection, other: Connection, destination: int) -> None:
+    with fence.share(state, destination, LONGEST, ONE, 0):
+        join(other, destination, ONE, 1, [])
+        with pytest.raises(Unavailable, match="another load"):
+            join(other, destination, ONE, 0, [])  # the same shard again
+        with pytest.raises(Unavailable, match="another load"):
+            join(other, destination, TWO, 1, [])  # of another load
+        with pytest.raises(Unavailable, match="another load"):
+            take(other, destination, [])
+    join(other, destination, TWO, 1, [])
+    take(other, destination, [])
+
+
+def test_a_load_waits_for_the_last_shard_of_another(state: Connection, other: Connection, destination: int) -> None:
+    with fence.share(state, destination, LONGEST, ONE, 0):
+        pass
+    with fence.share(state, destination, LONGEST, ONE, 1), pytest.raises(Unavailable):
+        join(other, destination, TWO, 0, [])
+    with fence.hold(state, destination, LONGEST), pytest.raises(Unavailable):
+        join(other, destination, ONE, 1, [])
+
+
+def die_busy(connection: Connection, destination: int, sync_id: str, shard: int) -> None:
+    with pytest.raises(ZeroDivisionError), fence.share(connection, destination, LONGEST, sync_id, shard) as held:  # noqa: PT012
+        held.busy()
+        raise ZeroDivisionError
+
+
+def test_whoever_comes_first_waits_for_all_dead_shards(state: Connection, other: Connection, destination: int) -> None:
+    die_busy(state, destination, ONE, 2)
+    waits: list[float] = []
+    join(other, destination, TWO, 0, waits)
+    assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+    join(other, destination, TWO, 1, waits)
+    assert len(waits) == 1
+
+
+def test_a_shard_that_joins_waits_for_its_own_predecessor_only(
+    state: Connection, other: Connection, destination: int
+) -> None:
+    waits: list[float] = []
+    with fence.share(state, destination, LONGEST, ONE, 0) as held:
+        held.busy()
+        die_busy(other, destination, ONE, 1)
+        join(other, destination, ONE, 2, waits)
+        assert waits == []
+        join(other, destination, ONE, 1, waits)
+        assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+    join(other, destination, ONE, 1, waits)
+    assert len(waits) == 1
+
+
+def test_a_shard_that_ends_does_not_speak_for_its_sibling(
+    state: Connection, other: Connection, destination: int
+) -> None:
+    with pytest.raises(ZeroDivisionError), fence.share(state, destination, LONGEST, ONE, 0) as held:  # noqa: PT012
+        held.busy()
+        with fence.share(other, destination, LONGEST, ONE, 1) as sibling:
+            sibling.busy()
+        raise ZeroDivisionError
+    waits: list[float] = []
+    take(other, destination, waits)
+    assert len(waits) == 1

@@ -73,6 +73,11 @@ class Postgres:
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of its first process; 0 while it does not run."""
+        return self._process.pid if self._process else 0
+
     def start(self) -> None:
         """Starts it (again) and waits until it answers."""
         arguments = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]

@@ -111,12 +111,13 @@ class World:
         (operation,) = self.open(run_id, **parameters).operations
         return operation
 
-    def snapshot(self, operation: operations.Operation) -> None:
+    def snapshot(self, operation: operations.Operation) -> dict[str, int]:
+        """In how many shards each destination loads it."""
         with self.store() as store:
-            operations.take_snapshot(self.clients, store, self.pipeline, operation.sync_id)
+            return operations.take_snapshot(self.clients, store, self.pipeline, operation.sync_id)
 
-    def load(self, operation: operations.Operation, destination: str) -> dict[str, int]:
-        return operations.load(self.clients, self.pipeline, operation.sync_id, destination)
+    def load(self, operation: operations.Operation, destination: str, shard: int = 0) -> dict[str, int]:
+        return operations.load(self.clients, self.pipeline, operation.sync_id, destination, shard)
 
     def commit(self, *opened: operations.Operation) -> None:
         operations.commit(self.clients, self.pipeline, [operation.sync_id for operation in opened])

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from leadsync.models import Digest
+from leadsync.models import WHOLE, Digest, Share
 
 MAX_ATTEMPTS = 3
 # How the external id of a row begins that has none since a key column is NULL. Nothing can find such a row by it.
@@ -27,7 +27,7 @@ RETURNING lead_key, attempts
 
 WAITING: LiteralString = """
 SELECT chunk, lead_key, attempts FROM leadsync.retry_queue
- WHERE destination_id = %(destination)s AND sync_id = %(sync_id)s
+ WHERE destination_id = %(destination)s AND sync_id = %(sync_id)s AND chunk %% %(of)s = %(shard)s
 """
 
 FORGET_RETRIES: LiteralString = """
@@ -121,10 +121,12 @@ def queue_retries(
     return {Digest(key.bytes): attempts for key, attempts in connection.execute(QUEUE_RETRIES, values)}
 
 
-def waiting(connection: psycopg.Connection[Any], destination: int, sync_id: str) -> dict[int, dict[Digest, int]]:
-    """The leads of this operation that wait to be tried again: chunk → lead key → failures so far."""
+def waiting(
+    connection: psycopg.Connection[Any], destination: int, sync_id: str, share: Share = WHOLE
+) -> dict[int, dict[Digest, int]]:
+    """The leads of this operation (of one shard of it) that wait to be tried again: chunk → lead key → failures."""
     found: dict[int, dict[Digest, int]] = {}
-    values = {"destination": destination, "sync_id": UUID(sync_id)}
+    values = {"destination": destination, "sync_id": UUID(sync_id), "shard": share.shard, "of": share.of}
     for chunk, key, attempts in connection.execute(WAITING, values):
         found.setdefault(chunk, {})[Digest(key.bytes)] = attempts
     return found

@@ -1,9 +1,9 @@
 """Locks. The fence keeps loads of one destination apart, and what a dead sender had under way is waited out.
 
 The lock is PostgreSQL's advisory lock of a session, so it is gone the moment its holder dies. The same session
-claims and settles: a holder that lost the lock can't write the ledger either. `busy_until` in the destination's row
-is infinity from the first claim until every request was answered; whoever finds it set waits as long as a request
-may take at most.
+claims and settles: a holder that lost the lock can't write the ledger either. Shards of one load hold different leads:
+they share the destination's lock with each other, and with nobody else. `busy_until` in a sender's row is infinity from
+its first claim until every request was answered; whoever finds it set waits as long as a request may take at most.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 
@@ -21,38 +22,51 @@ from leadsync.errors import FenceLost, LeadsyncError, Unavailable
 DESTINATION_LOCKS = 7_301_401
 PIPELINE_LOCKS = 7_301_402
 RECONCILE_LOCKS = 7_301_403
+SHARD_LOCKS = 7_301_404
+MOST_SHARDS = 64
 # A sender relies at most this long on the last time that the lock was seen to be its own.
 CHECK_SECONDS = 4.0
 # A sender whose lock nobody confirms for so long gives up: its load is stuck or dead.
 PATIENCE_SECONDS = 60.0
+ANOTHER_LOAD = "another load of this destination"
 
 TRY: LiteralString = "SELECT pg_try_advisory_lock(%(class)s, %(number)s)"
+TRY_SHARED: LiteralString = "SELECT pg_try_advisory_lock_shared(%(class)s, %(number)s)"
 RELEASE: LiteralString = "SELECT pg_advisory_unlock(%(class)s, %(number)s)"
+RELEASE_SHARED: LiteralString = "SELECT pg_advisory_unlock_shared(%(class)s, %(number)s)"
 PIPELINE_NUMBER: LiteralString = "SELECT hashtext(%(pipeline)s)"
 
-# Seconds that a request of an earlier sender may still be under way.
+# Whose shards share the destination's lock; it changes under the exclusive lock only.
+LOADING: LiteralString = "SELECT loading FROM leadsync.watermark WHERE destination_id = %(destination)s"
+SET_LOADING: LiteralString = """
+UPDATE leadsync.watermark SET loading = %(sync_id)s WHERE destination_id = %(destination)s
+"""
+
+# Seconds that a request of an earlier sender may still be under way; of one shard, or of all of them.
 BUSY_FOR: LiteralString = """
-SELECT extract(epoch FROM least(busy_until, now() + %(longest)s * interval '1 second') - now())::float8
-  FROM leadsync.watermark
- WHERE destination_id = %(destination)s AND busy_until > now()
+SELECT extract(epoch FROM max(least(busy_until, now() + %(longest)s * interval '1 second')) - now())::float8
+  FROM leadsync.sender
+ WHERE destination_id = %(destination)s AND busy_until > now() AND (shard = %(shard)s OR %(shard)s::int IS NULL)
 """
 SET_BUSY: LiteralString = """
-UPDATE leadsync.watermark SET busy_until = 'infinity'
- WHERE destination_id = %(destination)s AND busy_until IS DISTINCT FROM 'infinity'
+INSERT INTO leadsync.sender AS s (destination_id, shard, busy_until) VALUES (%(destination)s, %(shard)s, 'infinity')
+ON CONFLICT (destination_id, shard) DO UPDATE SET busy_until = 'infinity' WHERE s.busy_until IS DISTINCT FROM 'infinity'
 """
 SET_FREE: LiteralString = """
-UPDATE leadsync.watermark
+UPDATE leadsync.sender
    SET busy_until = CASE WHEN %(seconds)s > 0 THEN now() + %(seconds)s * interval '1 second' END
- WHERE destination_id = %(destination)s
+ WHERE destination_id = %(destination)s AND (shard = %(shard)s OR %(shard)s::int IS NULL)
 """
 
 
 class Fence:
     """Held while a load sends. Its connection is the load's own, in autocommit between transactions."""
 
-    def __init__(self, connection: psycopg.Connection[Any], destination: int, longest_request: float) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], destination: int, longest_request: float, shard: int = 0
+    ) -> None:
         self._connection = connection
-        self._destination = destination
+        self._sender = {"destination": destination, "shard": shard}
         self._longest = longest_request
         self._lost = threading.Event()
         self._known = time.monotonic()
@@ -60,7 +74,7 @@ class Fence:
 
     def busy(self) -> None:
         """Says that requests may be under way from here on; in the transaction of the claims."""
-        self._connection.execute(SET_BUSY, {"destination": self._destination})
+        self._connection.execute(SET_BUSY, self._sender)
 
     def unanswered(self) -> None:
         """A request got no answer: it may still land, as long as a request may take."""
@@ -69,7 +83,7 @@ class Fence:
     def free(self) -> None:
         """All requests are over, but for those without an answer."""
         seconds = self._unanswered_until - time.monotonic()
-        self._connection.execute(SET_FREE, {"destination": self._destination, "seconds": seconds})
+        self._connection.execute(SET_FREE, {**self._sender, "seconds": seconds})
 
     def confirm(self) -> None:
         """Asks the database whether the lock's session still lives; only by the thread that owns the connection."""
@@ -107,23 +121,92 @@ def hold(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Fence]:
     """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long."""
-    with _lock(connection, DESTINATION_LOCKS, destination, patience, "another load of this destination", sleep):
-        longest = longest_request + CHECK_SECONDS
-        row = connection.execute(BUSY_FOR, {"destination": destination, "longest": longest}).fetchone()
-        if row:
-            sleep(row[0])
-        fence = Fence(connection, destination, longest)
-        fence.confirm()
+    longest = longest_request + CHECK_SECONDS
+    with _lock(connection, DESTINATION_LOCKS, destination, patience, ANOTHER_LOAD, sleep):
+        _wait_out(connection, destination, None, longest, sleep)
+        yield from _held(Fence(connection, destination, longest))
+
+
+@contextmanager
+def share(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    longest_request: float,
+    sync_id: str,
+    shard: int,
+    *,
+    patience: float = 3600.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Fence]:
+    """As `hold`, but together with the other shards of the same load."""
+    longest, until = longest_request + CHECK_SECONDS, time.monotonic() + patience
+    whole = {"class": DESTINATION_LOCKS, "number": destination}
+    part = {"class": SHARD_LOCKS, "number": destination * MOST_SHARDS + shard}
+    while not _join(connection, whole, part, sync_id, longest, sleep):
+        if time.monotonic() > until:
+            raise Unavailable(f"{ANOTHER_LOAD} has held its lock for {patience:.0f} s")
+        sleep(0.2)
+    try:
+        _wait_out(connection, destination, shard, longest, sleep)
+        yield from _held(Fence(connection, destination, longest, shard))
+    finally:
+        _release(connection, (RELEASE, part), (RELEASE_SHARED, whole))
+
+
+def _join(
+    connection: psycopg.Connection[Any],
+    whole: dict[str, int],
+    part: dict[str, int],
+    sync_id: str,
+    longest: float,
+    sleep: Callable[[float], None],
+) -> bool:
+    """Takes a shard's lock, and its share of the destination's; False when somebody else has one of them."""
+    values = {"destination": whole["number"], "sync_id": UUID(sync_id)}
+    if _one(connection, TRY, whole):
+        # Nobody else is here: what earlier loads have left is waited out before any shard of this one gets in.
         try:
-            yield fence
-        except FenceLost:
-            raise
-        except LeadsyncError:
-            fence.free()
-            raise
+            _wait_out(connection, whole["number"], None, longest, sleep)
+            connection.execute(SET_LOADING, values)
+            connection.execute(TRY_SHARED, whole)
         finally:
-            fence.abandon()
-        fence.free()  # not after a surprise: whoever comes next then waits
+            _release(connection, (RELEASE, whole))
+    elif not _one(connection, TRY_SHARED, whole):
+        return False
+    # While it is shared nobody changes what is loading.
+    if _one(connection, LOADING, values) == values["sync_id"] and _one(connection, TRY, part):
+        return True
+    _release(connection, (RELEASE_SHARED, whole))
+    return False
+
+
+def _held(fence: Fence) -> Iterator[Fence]:
+    fence.confirm()
+    try:
+        yield fence
+    except FenceLost:
+        raise
+    except LeadsyncError:
+        fence.free()
+        raise
+    finally:
+        fence.abandon()
+    fence.free()  # not after a surprise: whoever comes next then waits
+
+
+def _wait_out(
+    connection: psycopg.Connection[Any],
+    destination: int,
+    shard: int | None,
+    longest: float,
+    sleep: Callable[[float], None],
+) -> None:
+    """Waits until nothing that a dead sender left (of this shard, or of all) can be under way any more."""
+    sender = {"destination": destination, "shard": shard}
+    seconds = _one(connection, BUSY_FOR, {**sender, "longest": longest})
+    if seconds is not None:
+        sleep(seconds)
+        connection.execute(SET_FREE, {**sender, "seconds": 0})
 
 
 def wait_for_load(
@@ -178,15 +261,23 @@ def _lock(
 ) -> Iterator[None]:
     key = {"class": kind, "number": number}
     until = time.monotonic() + patience
-    while True:
-        row = connection.execute(TRY, key).fetchone()
-        if row and row[0]:
-            break
+    while not _one(connection, TRY, key):
         if time.monotonic() > until:
             raise Unavailable(f"{holder} has held its lock for {patience:.0f} s")
         sleep(0.2)
     try:
         yield
     finally:
+        _release(connection, (RELEASE, key))
+
+
+def _release(connection: psycopg.Connection[Any], *locks: tuple[LiteralString, dict[str, int]]) -> None:
+    """A session that is gone has lost its locks already."""
+    for statement, key in locks:
         if not connection.broken and not connection.closed:
-            connection.execute(RELEASE, key)
+            connection.execute(statement, key)
+
+
+def _one(connection: psycopg.Connection[Any], query: LiteralString, values: dict[str, Any]) -> Any:
+    row = connection.execute(query, values).fetchone()
+    return row[0] if row else None

@@ -22,32 +22,50 @@ SUPERSEDE_ONE: LiteralString = "UPDATE leadsync.sync_operation SET superseded_at
 OPEN: LiteralString = """
 INSERT INTO leadsync.sync_operation
        (sync_id, snapshot_id, pipeline, run_id, kind, lower_bound, upper_bound, destinations, resend, sequence,
-        rows_read)
+        rows_read, shards)
 VALUES (%(sync_id)s, %(snapshot_id)s, %(pipeline)s, %(run_id)s, %(kind)s, %(lower)s, %(upper)s, %(destinations)s,
-        %(resend)s, %(sequence)s, %(rows)s)
+        %(resend)s, %(sequence)s, %(rows)s, %(shards)s)
 """
 
 SELECT: LiteralString = """
 SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
-       rows_read, superseded_at IS NOT NULL, committed_at IS NOT NULL
+       rows_read, shards, superseded_at IS NOT NULL, committed_at IS NOT NULL
   FROM leadsync.sync_operation
 """
 READ: LiteralString = f"{SELECT} WHERE sync_id = %(sync_id)s"
+
+# Up to where the newest run of a pipeline reads, whatever became of it.
+NEWEST: LiteralString = """
+SELECT upper_bound FROM leadsync.sync_operation
+ WHERE pipeline = %(pipeline)s AND kind = 'run' AND superseded_at IS NULL
+ ORDER BY started_at DESC LIMIT 1
+"""
 
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
 
 # The snapshot is complete. The operation must not be superseded.
 SNAPSHOT: LiteralString = """
-UPDATE leadsync.sync_operation SET sequence = %(sequence)s, rows_read = %(rows)s, snapshot_at = now()
+UPDATE leadsync.sync_operation
+   SET sequence = %(sequence)s, rows_read = %(rows)s, shards = %(shards)s, snapshot_at = now()
  WHERE sync_id = %(sync_id)s AND superseded_at IS NULL
+"""
+
+# In how many shards each destination loads in a run. A later snapshot of the same run does not take fewer: Airflow does
+# not take well to a run whose mapped tasks become fewer.
+SHARDS_OF_RUN: LiteralString = """
+SELECT destination, max(shards)
+  FROM leadsync.sync_operation, unnest(destinations) AS destination
+ WHERE (pipeline, run_id) = (SELECT pipeline, run_id FROM leadsync.sync_operation WHERE sync_id = %(sync_id)s)
+   AND kind IN ('run', 'backfill') AND snapshot_at IS NOT NULL
+ GROUP BY destination
 """
 
 COMMITTED: LiteralString = "UPDATE leadsync.sync_operation SET committed_at = now() WHERE sync_id = %(sync_id)s"
 
 # A load starts, or goes on where an earlier try stopped.
 START_LOAD: LiteralString = """
-INSERT INTO leadsync.operation_log AS l (sync_id, destination_id)
-VALUES (%(sync_id)s, %(destination)s)
+INSERT INTO leadsync.operation_log AS l (sync_id, destination_id, shard)
+VALUES (%(sync_id)s, %(destination)s, %(shard)s)
 ON CONFLICT (sync_id, destination_id, shard) DO UPDATE
    SET end_at = NULL, result = NULL, error = NULL, failure = NULL, resets_at = NULL
 RETURNING id, next_chunk, rows_read, delivered, unchanged, overtaken, not_routed, dead
@@ -71,11 +89,13 @@ INSERT INTO leadsync.operation_data (operation_id, part, records)
 SELECT %(id)s, coalesce(max(part) + 1, 0), %(records)s FROM leadsync.operation_data WHERE operation_id = %(id)s
 """
 
-# The loads of an operation, and what they add up to.
+# By destination: how many of the operation's loads ended well, and what they add up to.
 ENDED: LiteralString = """
-SELECT w.destination, l.result, l.rows_read, l.delivered, l.unchanged, l.overtaken, l.not_routed, l.dead
+SELECT w.destination, count(*) FILTER (WHERE l.result = 1), sum(l.rows_read)::bigint, sum(l.delivered)::bigint,
+       sum(l.unchanged)::bigint, sum(l.overtaken)::bigint, sum(l.not_routed)::bigint, sum(l.dead)::bigint
   FROM leadsync.operation_log l JOIN leadsync.watermark w USING (destination_id)
  WHERE l.sync_id = %(sync_id)s
+ GROUP BY w.destination
 """
 
 
@@ -96,6 +116,7 @@ class Operation:
     resend: bool
     sequence: int | None
     rows: int | None
+    shards: int = 1
     superseded: bool = False
     committed: bool = False
 
@@ -151,6 +172,7 @@ def open_operation(connection: psycopg.Connection[Any], operation: Operation, ru
             "resend": operation.resend,
             "sequence": operation.sequence,
             "rows": operation.rows,
+            "shards": operation.shards,
         },
     )
 
@@ -161,16 +183,29 @@ def read(connection: psycopg.Connection[Any], sync_id: str) -> Operation | None:
     return Operation(*row) if row else None
 
 
+def newest_bound(connection: psycopg.Connection[Any], pipeline: str) -> datetime | None:
+    """Up to where the newest run reads; None before the first."""
+    row = connection.execute(NEWEST, {"pipeline": pipeline}).fetchone()
+    return row[0] if row else None
+
+
 def take_sequence(connection: psycopg.Connection[Any]) -> int:
     """The next fencing token; only under the pipeline's lock, before the read that it stands for."""
     row = connection.execute(TAKE_SEQUENCE).fetchone()
     return int(row[0]) if row else 0
 
 
-def record_snapshot(connection: psycopg.Connection[Any], operation: Operation, sequence: int, rows: int) -> bool:
+def record_snapshot(
+    connection: psycopg.Connection[Any], operation: Operation, sequence: int, rows: int, shards: int
+) -> bool:
     """Notes the complete snapshot; False when the operation was superseded meanwhile."""
-    values = {"sync_id": operation.sync_id, "sequence": sequence, "rows": rows}
+    values = {"sync_id": operation.sync_id, "sequence": sequence, "rows": rows, "shards": shards}
     return connection.execute(SNAPSHOT, values).rowcount == 1
+
+
+def shards_of_run(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, int]:
+    """In how many shards each destination loads in the operation's run, as far as a snapshot was taken."""
+    return dict(connection.execute(SHARDS_OF_RUN, {"sync_id": operation.sync_id}).fetchall())
 
 
 def mark_committed(connection: psycopg.Connection[Any], sync_id: str) -> None:
@@ -178,9 +213,10 @@ def mark_committed(connection: psycopg.Connection[Any], sync_id: str) -> None:
     connection.execute(COMMITTED, {"sync_id": sync_id})
 
 
-def start_load(connection: psycopg.Connection[Any], operation: Operation, destination: int) -> LoadLog:
-    """Opens the load's row, or goes on with that of an earlier try."""
-    row = connection.execute(START_LOAD, {"sync_id": operation.sync_id, "destination": destination}).fetchone()
+def start_load(connection: psycopg.Connection[Any], operation: Operation, destination: int, shard: int = 0) -> LoadLog:
+    """Opens the row of a load (or of one shard of it), or goes on with that of an earlier try."""
+    values = {"sync_id": operation.sync_id, "destination": destination, "shard": shard}
+    row = connection.execute(START_LOAD, values).fetchone()
     if row is None:
         raise RuntimeError("the operation log gave no row back")
     return LoadLog(row[0], row[1], Counts(*row[2:]))
@@ -234,7 +270,7 @@ def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: LeadsyncE
     )
 
 
-def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, tuple[int | None, Counts]]:
-    """Result and counts of the operation's loads, by destination."""
+def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, tuple[int, Counts]]:
+    """By destination: how many of the operation's loads ended well (one per shard), and their counts together."""
     values = {"sync_id": operation.sync_id}
-    return {name: (result, Counts(*rest)) for name, result, *rest in connection.execute(ENDED, values)}
+    return {name: (well, Counts(*rest)) for name, well, *rest in connection.execute(ENDED, values)}

@@ -40,14 +40,19 @@ UPDATE leadsync.watermark SET parked_at = NULL, parked_because = NULL, probe_aft
 """
 
 # The last loads of a destination in runs, newest first: result, class of the error, when its quota is filled again.
-# Those before it was last unparked do not count, but for the newest of them: one more failure parks it again.
+# Those before it was last unparked do not count, but for the newest of them: one more failure parks it again. A load in
+# shards is one, and fails with any of them.
 LAST_LOADS: LiteralString = """
-SELECT l.result, l.failure, l.resets_at, l.start_at > coalesce(w.unparked_at, '-infinity')
-  FROM leadsync.operation_log l
-  JOIN leadsync.sync_operation o USING (sync_id)
-  JOIN leadsync.watermark w USING (destination_id)
- WHERE l.destination_id = %(destination)s AND o.kind = 'run'
- ORDER BY l.id DESC LIMIT %(count)s
+SELECT CASE WHEN bool_or(result = 0) THEN 0 WHEN bool_and(result IS NOT NULL) THEN 1 END, max(failure), max(resets_at),
+       bool_and(since_unparked)
+  FROM (SELECT l.sync_id, l.id, l.result, l.failure, l.resets_at,
+               l.start_at > coalesce(w.unparked_at, '-infinity') AS since_unparked
+          FROM leadsync.operation_log l
+          JOIN leadsync.sync_operation o USING (sync_id)
+          JOIN leadsync.watermark w USING (destination_id)
+         WHERE l.destination_id = %(destination)s AND o.kind = 'run'
+         ORDER BY l.id DESC LIMIT %(count)s * 64) newest
+ GROUP BY sync_id ORDER BY max(id) DESC LIMIT %(count)s
 """
 
 

@@ -1,0 +1,351 @@
+/* A CRM that is never the bottleneck: one thread, epoll, HTTP/1.1 with keep-alive, nothing but the C library.
+
+   cc -O2 -o crm crm.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
+
+   It takes what HubSpot, Salesforce and a plain JSON API take, and counts each record by its key, so that a benchmark can tell
+   that every lead arrived, and arrived once:
+
+     POST  .../batch/upsert                     {"inputs": [{"id": "1", ...}, ...]}           HubSpot, at most 100
+     PATCH .../composite/sobjects/OBJECT/KEY    {"records": [{"KEY": "1", ...}, ...]}         Salesforce, at most 200
+     POST  .../rows                             [{"key": "1", ...}, ...]                      any number
+     POST  .../oauth2/token                                                                  Salesforce's login
+     GET   /_stats                              counters; POST /_reset forgets them
+     POST  /_config?latency_ms=50&limit=190     changes the options
+
+   `latency_ms` is how long each answer is held back; `limit` is how many requests it takes in each fixed window of `window_s`
+   seconds, the others get a 429 with Retry-After. In /_stats `keysum` is the sum of the FNV-1a hashes of all keys, in no
+   order: the same number of records and the same keysum as expected mean the same leads. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+struct buffer { char *data; size_t used, size; };
+
+struct connection {
+    int fd;
+    struct buffer in, out;
+    size_t sent;
+    double due;                    /* when the answer in `out` leaves; 0: there is none */
+    struct connection *next;       /* in the queue of answers that wait, oldest first */
+    struct connection *dead;       /* in the list of those that have hung up */
+};
+
+struct key { const char *text; size_t length; };
+
+static double latency, limit, window = 10, window_began;
+static uint64_t window_requests;
+static struct { uint64_t requests, records, refused, throttled, bytes, keysum, at_once, most_at_once; } stats;
+static struct connection *oldest, **newest = &oldest, *graves;
+static struct key keys[200000];
+static int events, port;
+
+static double now(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec + at.tv_nsec * 1e-9;
+}
+
+static void put(struct buffer *to, const char *text, size_t length) {
+    if (to->used + length > to->size) {
+        to->size = (to->used + length) * 2;
+        to->data = realloc(to->data, to->size);
+        if (!to->data) abort();
+    }
+    memcpy(to->data + to->used, text, length);
+    to->used += length;
+}
+
+static void say(struct buffer *to, const char *text) { put(to, text, strlen(text)); }
+
+static uint64_t hash(const char *text, size_t length) {
+    uint64_t value = 1469598103934665603ULL;
+    while (length--) value = (value ^ (unsigned char)*text++) * 1099511628211ULL;
+    return value;
+}
+
+/* The end of the JSON string that begins behind its quote; NULL when there is none. */
+static const char *string_end(const char *at, const char *end) {
+    while ((at = memchr(at, '"', end - at))) {
+        size_t escapes = 0;
+        while (at[-1 - escapes] == '\\') escapes++;
+        if (escapes % 2 == 0) return at;
+        at++;
+    }
+    return NULL;
+}
+
+/* Finds the objects at `depth`, and in each of them the text of its member `name`; how many, or -1 for what is no JSON. */
+static int find_keys(const char *at, size_t length, int depth, const char *name) {
+    const char *end = at + length;
+    size_t name_length = strlen(name);
+    int level = 0, found = 0, wanted = 0;
+    for (; at < end; at++) {
+        if (*at == '{' || *at == '[') {
+            if (++level == depth && *at == '{') {
+                if (found == (int)(sizeof keys / sizeof *keys)) return -1;
+                keys[found++] = (struct key){NULL, 0};
+            }
+        } else if (*at == '}' || *at == ']') {
+            level--;
+        } else if (*at == '"') {
+            const char *text = at + 1;
+            at = string_end(text, end);
+            if (!at) return -1;
+            if (level != depth || !found) continue;
+            if (at + 1 < end && at[1] == ':') {
+                wanted = (size_t)(at - text) == name_length && !memcmp(text, name, name_length);
+                at++;
+            } else if (wanted) {
+                keys[found - 1] = (struct key){text, at - text};
+                wanted = 0;
+            }
+        }
+    }
+    return level == 0 ? found : -1;
+}
+
+static double option(const char *target, const char *name, double otherwise) {
+    char wanted[40];
+    snprintf(wanted, sizeof wanted, "%s=", name);
+    const char *found = strstr(target, wanted);
+    return found ? atof(found + strlen(wanted)) : otherwise;
+}
+
+static void configure(const char *target) {
+    latency = option(target, "latency_ms", latency * 1e3) / 1e3;
+    limit = option(target, "limit", limit);
+    window = option(target, "window_s", window);
+}
+
+static void answer(struct connection *to, const char *status, const char *headers, struct buffer *body) {
+    char head[300];
+    int length = snprintf(head, sizeof head,
+        "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n", status, body->used, headers);
+    put(&to->out, head, length);
+    put(&to->out, body->data, body->used);
+}
+
+static void refuse(struct connection *to, struct buffer *body) {
+    stats.refused++;
+    say(body, "{\"status\": \"error\", \"category\": \"VALIDATION_ERROR\", \"message\": \"not what this API takes\"}");
+    answer(to, "400 Bad Request", "", body);
+}
+
+static int throttled(struct connection *to, struct buffer *body) {
+    if (limit <= 0) return 0;
+    double at = now();
+    if (at - window_began >= window) window_began = at, window_requests = 0;
+    if (++window_requests <= limit) return 0;
+    stats.throttled++;
+    char headers[60];
+    snprintf(headers, sizeof headers, "Retry-After: %d\r\n", (int)(window_began + window - at) + 1);
+    say(body, "{\"status\": \"error\", \"message\": \"too many requests\", \"policyName\": \"TEN_SECONDLY_ROLLING\"}");
+    answer(to, "429 Too Many Requests", headers, body);
+    return 1;
+}
+
+static void take(struct connection *to, const char *target, const char *content, size_t length, struct buffer *body) {
+    static char name[80];
+    const char *salesforce = strstr(target, "/composite/sobjects/");
+    int hubspot = strstr(target, "/batch/upsert") != NULL, most = hubspot ? 100 : salesforce ? 200 : (int)1e9;
+    snprintf(name, sizeof name, "%s", hubspot ? "id" : salesforce ? strrchr(target, '/') + 1 : "key");
+    int found = find_keys(content, length, hubspot || salesforce ? 3 : 2, name);
+    if (found < 1 || found > most) { refuse(to, body); return; }
+    for (int i = 0; i < found; i++)
+        if (!keys[i].text) { refuse(to, body); return; }
+    if (hubspot) say(body, "{\"status\": \"COMPLETE\", \"results\": [");
+    else if (salesforce) say(body, "[");
+    char text[200];
+    for (int i = 0; i < found; i++) {
+        stats.keysum += hash(keys[i].text, keys[i].length);
+        stats.records++;
+        if (hubspot) {
+            snprintf(text, sizeof text, "%s{\"id\": \"%lu\", \"new\": false, \"objectWriteTraceId\": \"%d\"}",
+                     i ? ", " : "", 1000000 + stats.records, i);
+            say(body, text);
+        } else if (salesforce) {
+            snprintf(text, sizeof text, "%s{\"id\": \"00Q%015lu\", \"success\": true, \"errors\": [], \"created\": false}",
+                     i ? ", " : "", stats.records);
+            say(body, text);
+        }
+    }
+    say(body, hubspot ? "]}" : salesforce ? "]" : "{}");
+    answer(to, "200 OK", "", body);
+}
+
+/* Answers one request; 0 when its answer is to be held back. */
+static int handle(struct connection *to, const char *target, const char *content, size_t length) {
+    static struct buffer body;
+    body.used = 0;
+    say(&body, "");
+    if (!strncmp(target, "/_", 2)) {
+        char text[400];
+        if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats);
+        if (!strncmp(target, "/_config", 8)) configure(target), window_requests = 0;
+        snprintf(text, sizeof text,
+            "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"bytes\": %lu, "
+            "\"keysum\": \"%016lx\", \"most_at_once\": %lu}",
+            stats.requests, stats.records, stats.refused, stats.throttled, stats.bytes, stats.keysum, stats.most_at_once);
+        say(&body, text);
+        answer(to, "200 OK", "", &body);
+        return 1;
+    }
+    if (strstr(target, "/oauth2/token")) {
+        char text[120];
+        snprintf(text, sizeof text, "{\"access_token\": \"bench\", \"instance_url\": \"http://127.0.0.1:%d\"}", port);
+        say(&body, text);
+        answer(to, "200 OK", "", &body);
+        return 1;
+    }
+    stats.requests++;
+    stats.bytes += length;
+    if (++stats.at_once > stats.most_at_once) stats.most_at_once = stats.at_once;
+    if (!throttled(to, &body)) take(to, target, content, length, &body);
+    return 0;
+}
+
+static void hang_up(struct connection *gone) {
+    if (gone->fd < 0) return;
+    close(gone->fd);
+    gone->fd = -1;
+    gone->dead = graves;
+    graves = gone;
+}
+
+/* Frees those that have hung up, once nobody holds them: not in the middle of a round, nor while an answer waits. */
+static void bury(void) {
+    for (struct connection **at = &graves; *at;) {
+        struct connection *gone = *at;
+        if (gone->due > 0) { at = &gone->dead; continue; }
+        *at = gone->dead;
+        free(gone->in.data);
+        free(gone->out.data);
+        free(gone);
+    }
+}
+
+static void flush(struct connection *to) {
+    while (to->sent < to->out.used) {
+        ssize_t written = send(to->fd, to->out.data + to->sent, to->out.used - to->sent, MSG_NOSIGNAL);
+        if (written < 0) {
+            if (errno != EAGAIN) { hang_up(to); return; }
+            struct epoll_event both = {.events = EPOLLIN | EPOLLOUT, .data.ptr = to};
+            epoll_ctl(events, EPOLL_CTL_MOD, to->fd, &both);
+            return;
+        }
+        to->sent += written;
+    }
+    to->sent = to->out.used = 0;
+}
+
+/* Handles the requests that have arrived whole, one at a time: a client that waits for its answer sends no other. */
+static void consume(struct connection *from) {
+    while (from->fd >= 0 && from->due == 0 && from->in.used) {
+        char *head_end = memmem(from->in.data, from->in.used, "\r\n\r\n", 4);
+        if (!head_end) return;
+        *head_end = 0;
+        size_t head = head_end + 4 - from->in.data, length = 0;
+        const char *field = strcasestr(from->in.data, "\r\ncontent-length:");
+        if (field) length = strtoul(field + 17, NULL, 10);
+        if (from->in.used < head + length) { *head_end = '\r'; return; }
+        char *target = strchr(from->in.data, ' ');
+        if (!target) { hang_up(from); return; }
+        char *target_end = strchr(++target, ' ');
+        if (target_end) *target_end = 0;
+        int at_once = handle(from, target, from->in.data + head, length);
+        from->in.used -= head + length;
+        memmove(from->in.data, from->in.data + head + length, from->in.used);
+        if (!at_once && latency > 0) {
+            from->due = now() + latency;
+            from->next = NULL;
+            *newest = from;
+            newest = &from->next;
+            return;
+        }
+        if (!at_once) stats.at_once--;
+        flush(from);
+    }
+}
+
+/* Sends the answers whose time has come; seconds until the next, -1 when none waits. */
+static double release(void) {
+    double at = now();
+    while (oldest && oldest->due <= at) {
+        struct connection *to = oldest;
+        oldest = to->next;
+        if (!oldest) newest = &oldest;
+        to->due = 0;
+        stats.at_once--;
+        if (to->fd < 0) continue;
+        flush(to);
+        consume(to);
+    }
+    return oldest ? oldest->due - at : -1;
+}
+
+static void receive(struct connection *from) {
+    static char piece[1 << 18];
+    ssize_t got = recv(from->fd, piece, sizeof piece, 0);
+    if (got <= 0) {
+        if (got < 0 && errno == EAGAIN) return;
+        hang_up(from);
+        return;
+    }
+    put(&from->in, piece, got);
+    put(&from->in, "", 1); /* so that the head can be searched as a string */
+    from->in.used--;
+    consume(from);
+}
+
+static void accept_all(int listener) {
+    int fd, yes = 1;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+        struct connection *new = calloc(1, sizeof *new);
+        new->fd = fd;
+        struct epoll_event in = {.events = EPOLLIN, .data.ptr = new};
+        epoll_ctl(events, EPOLL_CTL_ADD, fd, &in);
+    }
+}
+
+int main(int count, char **arguments) {
+    if (count < 2) return fprintf(stderr, "crm PORT [latency_ms=0] [limit=0] [window_s=10]\n"), 2;
+    for (int i = 2; i < count; i++) configure(arguments[i]);
+    int listener = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port = atoi(arguments[1]))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    if (bind(listener, (void *)&address, sizeof address) || listen(listener, 1024)) return perror("crm"), 1;
+    fcntl(listener, F_SETFL, O_NONBLOCK);
+    events = epoll_create1(0);
+    struct epoll_event in = {.events = EPOLLIN, .data.ptr = NULL}, ready[64];
+    epoll_ctl(events, EPOLL_CTL_ADD, listener, &in);
+    for (;;) {
+        double wait = release();
+        struct timespec at_most = {(time_t)wait, (long)((wait - (time_t)wait) * 1e9)};
+        int found = epoll_pwait2(events, ready, 64, wait < 0 ? NULL : &at_most, NULL);
+        for (int i = 0; i < found; i++) {
+            struct connection *from = ready[i].data.ptr;
+            if (!from) accept_all(listener);
+            else if (from->fd < 0) continue;
+            else if (ready[i].events & EPOLLOUT) {
+                struct epoll_event again = {.events = EPOLLIN, .data.ptr = from};
+                epoll_ctl(events, EPOLL_CTL_MOD, from->fd, &again);
+                flush(from);
+            } else receive(from);
+        }
+        bury();
+    }
+}

@@ -1,0 +1,118 @@
+"""`python -m bench.speed`: how fast leads reach one CRM, and at what cost, beside other ways to do it.
+
+The cases take turns, so that what else the machine does weighs on all of them; ratios hold, times of two runs do not.
+Each is a process of its own, start included. What a case sent is checked: every lead, and each once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import leads
+from bench.world import World, running_world
+
+ROOT = Path(__file__).parents[1]
+CASES = {
+    "Leadsync": ["-m", "bench.sync"],
+    "Leadsync, Salesforce": ["-m", "bench.sync", "--adapter", "salesforce"],
+    "script, batches of 100": ["-m", "bench.peers.script"],
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one case. Seconds of processor time are of the process with its children, and of PostgreSQL."""
+
+    wall: float
+    client: float
+    postgres: float
+    peak_mb: float
+    seconds: dict[str, float]
+
+
+def run(world: World, command: Sequence[str], rows: int, expected: str, latency: float) -> Run:
+    """Raises SystemExit when the case fails or a lead did not arrive, or arrived twice."""
+    world.reset(latency_ms=latency)
+    environment = {**os.environ, **world.environment(), "PYTHONPATH": f"{ROOT / 'include'}{os.pathsep}{ROOT}"}
+    before = world.postgres_seconds()
+    with tempfile.TemporaryFile() as output:
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *command], stdout=output, env=environment, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        lines = output.read().decode().splitlines()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {process.returncode}")
+    told: dict[str, Any] = json.loads(lines[-1])
+    time.sleep(0.5)  # until the connection's process has ended, and its time is its parent's
+    stats = world.stats()
+    if (told["rows"], stats["records"], stats["keysum"]) != (rows, rows, expected):
+        raise SystemExit(f"{' '.join(command)}: not every lead arrived once: {told['rows']} rows, {stats}")
+    return Run(
+        wall,
+        usage.ru_utime + usage.ru_stime,
+        world.postgres_seconds() - before,
+        usage.ru_maxrss / 1024,
+        told["seconds"],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--latency", type=float, default=0, metavar="MS", help="of the CRM; default: %(default)s")
+    parser.add_argument("--only", action="append", choices=list(CASES), help="default: all of them")
+    arguments = parser.parse_args()
+    rows, names = arguments.rows, arguments.only or list(CASES)
+    found: dict[str, list[Run]] = {name: [] for name in names}
+    with running_world() as world:
+        print(f"filling the lead store with {rows:,} leads", flush=True)
+        leads.fill(world.hive, rows)
+        expected = leads.keysum(rows)
+        for number in range(arguments.rounds):
+            for name in names:
+                found[name].append(one := run(world, CASES[name], rows, expected, arguments.latency))
+                print(f"round {number + 1}: {name}: {one.wall:.1f} s {one.seconds}", flush=True)
+    print(table(found, rows, arguments.latency))
+    return 0
+
+
+def table(found: dict[str, list[Run]], rows: int, latency: float) -> str:
+    """Medians of all rounds, as Markdown."""
+    lines = [
+        f"\n{rows:,} leads, {latency:.0f} ms, median of {len(next(iter(found.values())))} rounds\n",
+        "| case | leads/s (lowest to highest) | CPU s per 100,000 | of PostgreSQL | peak MB | times the first |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    first = None
+    for name, runs in found.items():
+        speeds = sorted(rows / each.wall for each in runs)
+        speed = statistics.median(speeds)
+        first = first or speed
+        cost, postgres = (
+            statistics.median(getattr(each, what) * 100_000 / rows for each in runs) for what in ("client", "postgres")
+        )
+        peak = statistics.median(each.peak_mb for each in runs)
+        lines.append(
+            f"| {name} | {speed:,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f}) | {cost:.2f} | {postgres:.2f} "
+            f"| {peak:.0f} | {speed / first:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

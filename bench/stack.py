@@ -1,0 +1,43 @@
+"""A whole stack for a benchmark: real Airflow, PostgreSQL, Valkey and both simulated CRMs, as `make up` starts them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from demo.stack import ports
+from demo.stack.stack import Stack
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def running_stack(change: Callable[[dict[str, Any]], object]) -> Iterator[Stack]:
+    """On free ports, in a folder that is thrown away. `change` gets the shipped pipeline file, to change it."""
+    with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as folder:
+        pipelines = Path(folder) / "pipelines"
+        pipelines.mkdir()
+        pipeline = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
+        for target in pipeline["destinations"].values():
+            target["settings"] = {"requests_per_second": 1000}  # of the real CRMs' limits there is no need here
+        change(pipeline)
+        (pipelines / "leads.yaml").write_text(yaml.safe_dump(pipeline))
+        stack = Stack(
+            Path(folder) / "state",
+            ports.free_base(20_000 + os.getpid() * 20 % 10_000),
+            ROOT,
+            generator=False,
+            dag="leads_sync",
+            environment={"LEADSYNC_PIPELINES": str(pipelines)},
+        )
+        try:
+            stack.up(lambda line: print(line, flush=True))
+            yield stack
+        finally:
+            stack.clean()
