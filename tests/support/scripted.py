@@ -76,7 +76,7 @@ def running_script(tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
             if answer.status != 204:
                 self.wfile.write(content)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""

@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A reply; a `document` of None is an empty body."""
+    """A reply; a `document` of None is an empty body, and one of bytes is CSV."""
 
     status: int
     document: Any = None
@@ -100,6 +100,10 @@ class Vendor(ABC):
     @abstractmethod
     def expire_tokens(self) -> None:
         """The fault of this name was switched on."""
+
+    def catch_up(self) -> None:
+        """Does what the vendor would have done by itself until now; asked before every request."""
+        return
 
     def answer(self, request: Request) -> Response:
         """Raises Refusal."""
