@@ -142,7 +142,7 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str) -
     try:
         with (
             clients.open_adapter(destination) as adapter,
-            fence.hold(state, mark.destination_id, adapter.longest_request) as held,
+            fence.hold(state, mark.destination_id, adapter.longest_request, end_work=adapter.end_work) as held,
             Sender(adapter, held, target.in_flight) as sender,
         ):
             # Again: whoever held the lock until now may have got further.

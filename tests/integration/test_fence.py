@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -55,6 +56,51 @@ def test_what_a_dead_sender_had_under_way_is_waited_out(state: Connection, other
     waits: list[float] = []
     take(other, destination, waits)
     assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+
+
+def test_what_a_dead_sender_left_at_work_is_ended_after_its_last_request(
+    state: Connection, other: Connection, destination: int
+) -> None:
+    with pytest.raises(ZeroDivisionError), fence.hold(state, destination, LONGEST) as held:  # noqa: PT012
+        held.busy()
+        raise ZeroDivisionError
+    steps: list[float | str] = []
+    longest = pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)
+
+    def end_work() -> bool:
+        steps.append("ended")
+        return True
+
+    def fail() -> bool:
+        raise Unavailable("it goes on")
+
+    for _ in range(2):  # as long as it can't be ended everybody tries
+        with (
+            pytest.raises(Unavailable, match="goes on"),
+            fence.hold(other, destination, LONGEST, end_work=fail, sleep=steps.append),
+        ):
+            raise AssertionError("it was not ended")
+    with fence.hold(other, destination, LONGEST, end_work=end_work, sleep=steps.append):
+        pass
+    assert steps == [longest, longest, longest, "ended", longest]
+    with fence.hold(other, destination, LONGEST, end_work=fail, sleep=steps.append):
+        pass  # nobody died: nothing can be left
+    assert len(steps) == 5
+
+
+def test_what_a_load_leaves_at_work_keeps_its_mark(state: Connection, other: Connection, destination: int) -> None:
+    ended: list[bool] = []
+    for error in (None, TransientFailure("later")):
+        with suppress(TransientFailure), fence.hold(state, destination, LONGEST) as held:
+            held.busy()
+            held.left_at_work()
+            if error:
+                raise error
+        with fence.hold(
+            other, destination, LONGEST, end_work=lambda: bool(ended.append(True)), sleep=lambda seconds: None
+        ):
+            pass
+    assert ended == [True, True]
 
 
 def test_a_request_without_an_answer_is_waited_out(state: Connection, other: Connection, destination: int) -> None:

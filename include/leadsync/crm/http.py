@@ -192,13 +192,17 @@ class HTTPClient:
         credentials: Credentials,
         *,
         json: Any = None,
+        csv: bytes | None = None,
         params: Mapping[str, str] | None = None,
+        accept: str = "application/json",
     ) -> Reply:
         """The reply when it is a success or something that the adapter judges (`ADAPTER_JUDGES`).
 
+        `json` is encoded, `csv` (UTF-8) is sent as it is.
         Raises RequestFailed for what may pass, AccessError, and what `explain` and `before_request` raise.
         """
-        body = None if json is None else orjson.dumps(json)
+        body = csv if json is None else orjson.dumps(json)
+        content_type = "application/json" if csv is None else "text/csv; charset=UTF-8"
         refused, tries = None, 0
         while True:
             try:
@@ -206,7 +210,10 @@ class HTTPClient:
             except RequestFailed as failure:
                 failure.sent = False  # it was the login that failed
                 raise
-            reply = self.send(method, access.url + path, token=access.token, body=body, params=params)
+            reply = self.send(
+                method, access.url + path, token=access.token, body=body, params=params, content_type=content_type,
+                accept=accept,
+            )  # fmt: skip
             if reply.status == 401 and refused is None:
                 refused = access
                 continue
@@ -234,18 +241,20 @@ class HTTPClient:
         body: bytes | None = None,
         form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Reply:
         """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
         from urllib3.exceptions import HTTPError
 
-        headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
+        headers = {"Accept": accept, "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             body = urlencode(form).encode()
         elif body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = content_type
         route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()

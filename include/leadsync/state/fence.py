@@ -3,7 +3,8 @@
 The lock is PostgreSQL's advisory lock of a session, so it is gone the moment its holder dies. The same session
 claims and settles: a holder that lost the lock can't write the ledger either. `busy_until` in the destination's row
 is infinity from the first claim until every request was answered; whoever finds it set waits as long as a request
-may take at most.
+may take at most, and then ends what a CRM was handed and may still be at work on: no time bounds that. As long as it
+can't be ended nobody sends, and `busy_until` stays infinity.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Fence:
         self._lost = threading.Event()
         self._known = time.monotonic()
         self._unanswered_until = 0.0
+        self._left = False
 
     def busy(self) -> None:
         """Says that requests may be under way from here on; in the transaction of the claims."""
@@ -66,8 +68,14 @@ class Fence:
         """A request got no answer: it may still land, as long as a request may take."""
         self._unanswered_until = time.monotonic() + self._longest
 
+    def left_at_work(self, left: bool = True) -> None:
+        """The CRM may be at work on what it was handed for no known time: whoever comes next has to end that."""
+        self._left = left
+
     def free(self) -> None:
         """All requests are over, but for those without an answer."""
+        if self._left:
+            return
         seconds = self._unanswered_until - time.monotonic()
         self._connection.execute(SET_FREE, {"destination": self._destination, "seconds": seconds})
 
@@ -103,15 +111,23 @@ def hold(
     destination: int,
     longest_request: float,
     *,
+    end_work: Callable[[], bool] = lambda: False,
     patience: float = 3600.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Fence]:
-    """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long."""
+    """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long.
+
+    `end_work` ends what a sender that died left at work in the CRM, and tells whether that may have an effect for as
+    long as a request may take; what it raises leaves all as it was.
+    """
     with _lock(connection, DESTINATION_LOCKS, destination, patience, "another load of this destination", sleep):
         longest = longest_request + CHECK_SECONDS
         row = connection.execute(BUSY_FOR, {"destination": destination, "longest": longest}).fetchone()
         if row:
+            # First the wait: until then a request of the dead sender's may hand the CRM work that was not there yet.
             sleep(row[0])
+            if end_work():
+                sleep(longest)
         fence = Fence(connection, destination, longest)
         fence.confirm()
         try:
