@@ -39,6 +39,7 @@ class AdapterSuite:
     text_field: ClassVar[str]  # a text of at least 1,000 characters, not required
     good: ClassVar[dict[str, Any]]  # fields of a valid lead
     bad: ClassVar[dict[str, Any]]  # fields that make a lead invalid
+    settings: ClassVar[dict[str, Any]] = {}  # of the destination, beside those of the example
 
     @pytest.fixture
     def crm(self, simulators: Simulators) -> Simulator:
@@ -48,7 +49,7 @@ class AdapterSuite:
     @pytest.fixture
     def destination(self) -> Destination:
         example = yaml.safe_load(registry.adapter_class(self.name).example)
-        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000}
+        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000, **self.settings}
         content = {
             **SHIPPED.model_dump(exclude={"destinations"}),
             "destinations": {self.name: {**example, "settings": settings}},
