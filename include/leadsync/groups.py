@@ -64,7 +64,7 @@ class Group:
     passed_over: list[str] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     nothing_due: dict[int, list[Digest]] = field(default_factory=dict)  # sequence → leads that are not routed under it
-    batches: list[tuple[list[Item], Future[list[Outcome]]]] = field(default_factory=list)
+    batches: list[tuple[Sequence[Item], Future[list[Outcome]]]] = field(default_factory=list)
 
 
 class Reader:

@@ -19,7 +19,6 @@ from leadsync import changes
 from leadsync.claiming import Claiming, Reread
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
-from leadsync.crm.base import batches
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
@@ -119,7 +118,7 @@ class Load:
         for item in group.items:
             tiers.setdefault((min(item.attempts, len(BATCH_SHARES) - 1), item.mapped.delete), []).append(item)
         for (attempts, delete), items in sorted(tiers.items()):
-            for batch in batches(items, max(1, int(self._sender.adapter.max_batch * BATCH_SHARES[attempts]))):
+            for batch in self._sender.adapter.cut(items, delete=delete, share=BATCH_SHARES[attempts]):
                 leads = [Lead(item.mapped.external_id, item.mapped.fields, item.crm_id) for item in batch]
                 group.batches.append((batch, self._sender.send(leads, delete=delete)))
 

@@ -162,7 +162,9 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, s
     try:
         with (
             clients.open_adapter(destination) as adapter,
-            fence.share(state, mark.destination_id, adapter.longest_request, sync_id, shard) as held,
+            fence.share(
+                state, mark.destination_id, adapter.longest_request, sync_id, shard, end_work=adapter.end_work
+            ) as held,
             Sender(adapter, held, target.in_flight) as sender,
         ):
             # Again: whoever held the lock until now may have got further.

@@ -19,7 +19,7 @@ from leadsync import changes
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
 from leadsync.copytext import escape
-from leadsync.crm.base import CRMAdapter, batches
+from leadsync.crm.base import CRMAdapter
 from leadsync.errors import LeadsyncError, TransientFailure, Unavailable
 from leadsync.mapping import Mapped, deletion, split_key
 from leadsync.models import Digest, Lead, Outcome, Status
@@ -40,7 +40,9 @@ def remove(clients: Clients, pipeline: Pipeline, run_id: str, destination: str, 
     mark = watermark.read(clients.state, pipeline.name, [destination])[destination]
     with ExitStack() as stack:
         adapter = stack.enter_context(clients.open_adapter(destination))
-        held = stack.enter_context(fence.hold(clients.state, mark.destination_id, adapter.longest_request))
+        held = stack.enter_context(
+            fence.hold(clients.state, mark.destination_id, adapter.longest_request, end_work=adapter.end_work)
+        )
         there = _still_there(target, adapter, external_ids)
         sender = stack.enter_context(Sender(adapter, held, target.in_flight))
         return _Removal(clients, pipeline, target, mark.destination_id, held, sender).run(run_id, there)
@@ -108,9 +110,10 @@ class _Removal:
         )
 
     def _send(self, claimed: Sequence[Mapped]) -> list[tuple[Mapped, Outcome]]:
+        delete = self._target.on_delete.mode != "field"
         under_way = [
-            (batch, self._sender.send([Lead(each.external_id, each.fields) for each in batch], delete=batch[0].delete))
-            for batch in batches(claimed, self._sender.adapter.max_batch)
+            (batch, self._sender.send([Lead(each.external_id, each.fields) for each in batch], delete=delete))
+            for batch in self._sender.adapter.cut(claimed, delete=delete)
         ]
         self._sender.finish(future for _, future in under_way)
         return [pair for batch, future in under_way for pair in zip(batch, future.result(), strict=False)]

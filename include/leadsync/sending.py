@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
+import structlog
+
 from leadsync.crm.base import CRMAdapter
 from leadsync.errors import FenceLost, LeadsyncError
 from leadsync.models import Lead, Outcome, Status
 from leadsync.state.fence import Fence
+
+log = structlog.get_logger(__name__)
 
 # So many batches in a row that failed as a whole mean that the CRM is unavailable.
 FAILURES_IN_A_ROW = 3
@@ -46,6 +50,8 @@ class Sender:
         if error is not None:
             self._fence.abandon()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.adapter.at_work:
+            self._end_work()
 
     @property
     def stopped(self) -> bool:
@@ -68,6 +74,18 @@ class Sender:
         while pending:
             _, pending = wait(pending, timeout=1.0)
             self._fence.confirm()
+
+    def _end_work(self) -> None:
+        """The load gives up: what the CRM was handed and is still at work on ends here, or by whoever comes next."""
+        self._fence.left_at_work()
+        self.adapter.before_request = self._fence.confirm
+        try:
+            if self.adapter.end_work():
+                self._fence.unanswered()
+        except LeadsyncError as error:
+            log.warning("left at work", reason=str(error))
+        else:
+            self._fence.left_at_work(False)
 
     def _send(self, leads: Sequence[Lead], delete: bool) -> list[Outcome]:
         if not self.proven:

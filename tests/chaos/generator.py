@@ -165,6 +165,9 @@ class Generator:
             {"quota_spent": True},
             {"expire_tokens": True},
             {"down": True},
+            {"slow_job": round(pick.uniform(0.1, 2.0), 2)},
+            {"slow_job": round(pick.uniform(0.1, 2.0), 2), "lose_reply": some},
+            {"fail_job": few},
         ))  # fmt: skip
         self._due(Faults(crm=crm, faults={}, wait=0.0), 20)
         return Faults(crm=crm, faults=faults, wait=self._wait())

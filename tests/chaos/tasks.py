@@ -18,7 +18,7 @@ from leadsync import recover as recoveries
 from leadsync import replay as replays
 from leadsync.clients import Clients
 from leadsync.config import Pipeline, load_pipeline
-from leadsync.crm import http, registry
+from leadsync.crm import http, registry, salesforce_bulk
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.crm.hubspot import HubSpot
 from leadsync.crm.salesforce import Salesforce
@@ -31,13 +31,20 @@ from leadsync.state import fence
 
 # Seconds. A request may be under way for 3 × connect + 2 × read = 1.75 s at most: what the generator holds up, it holds
 # up for less, since a request that lands later than that can't be told from a live one by anybody.
-SETTINGS = {"connect_timeout": 0.25, "read_timeout": 0.5, "requests_per_second": 1000}
+SETTINGS: dict[str, Any] = {"connect_timeout": 0.25, "read_timeout": 0.5, "requests_per_second": 1000}
+ADAPTERS = {"salesforce": {"bulk_above": 1, "bulk_timeout": 2}}
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
 PIPELINE: Pipeline = SHIPPED.model_copy(
     update={
         "destinations": tuple(
-            target.model_copy(update={"settings": SETTINGS, "in_flight": 3, "max_rejected_floor": 5})
+            target.model_copy(
+                update={
+                    "settings": {**SETTINGS, **ADAPTERS.get(target.adapter, {})},
+                    "in_flight": 3,
+                    "max_rejected_floor": 5,
+                }
+            )
             for target in SHIPPED.destinations
         ),
         "catch_up_rows": 7,
@@ -57,7 +64,8 @@ def make_small() -> None:
     reconciliations.PAGE = 5
     comparison.PAUSES = (0.1, 0.3)
     HubSpot.max_batch = Salesforce.max_batch = 3
-    http.FIRST_WAIT = 0.05
+    http.FIRST_WAIT = salesforce_bulk.FIRST_WAIT = salesforce_bulk.LONGEST_WAIT = 0.05
+    salesforce_bulk.READ_WAITS = (0.05, 0.05)
     fence.CHECK_SECONDS = 0.5
     parking.WAIT = timedelta(seconds=0.5)
 

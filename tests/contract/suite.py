@@ -47,6 +47,7 @@ class AdapterSuite:
     # the adapter's name, and the destination in YAML, if it is not the adapter's example.
     simulator: ClassVar[str]
     example: ClassVar[str]
+    settings: ClassVar[dict[str, Any]] = {}  # of the destination, beside those of the example
 
     @pytest.fixture
     def crm(self, simulators: Simulators) -> Simulator:
@@ -57,7 +58,7 @@ class AdapterSuite:
     @pytest.fixture
     def destination(self) -> Destination:
         example = yaml.safe_load(getattr(self, "example", registry.adapter_class(self.name).example))
-        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000}
+        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000, **self.settings}
         content = {
             **SHIPPED.model_dump(exclude={"destinations"}),
             "destinations": {self.name: {**example, "settings": settings}},

@@ -173,7 +173,7 @@ def test_other_bodies_are_refused(client: Client, salesforce: Simulator, body: A
 
 @pytest.mark.parametrize(
     "path", [LEADS.replace("v62.0", "v45.0"), LEADS.replace("Lead/", "Contact/"), LEADS.replace(KEY, "City"),
-             f"{DATA}/jobs/ingest"],
+             f"{DATA}/jobs/query"],
 )  # fmt: skip
 def test_unknown_paths_are_not_found(client: Client, path: str) -> None:
     reply = upsert(client, record("A:1"), path=path)

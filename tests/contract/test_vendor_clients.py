@@ -15,7 +15,7 @@ from hubspot.crm.contacts import (
     SimplePublicObjectBatchInputUpsert,
 )
 from simple_salesforce import Salesforce
-from simple_salesforce.exceptions import SalesforceExpiredSession, SalesforceResourceNotFound
+from simple_salesforce.exceptions import SalesforceExpiredSession, SalesforceOperationError, SalesforceResourceNotFound
 
 from tests.contract.calls import Client
 from tests.support.simulators import Simulator
@@ -121,3 +121,30 @@ def test_salesforce_tells_an_ended_session(salesforce_client: Salesforce, salesf
     salesforce.faults(expire_tokens=True)
     with pytest.raises(SalesforceExpiredSession):
         salesforce_client.query("SELECT Id FROM Lead")
+
+
+def test_salesforce_bulk_jobs(salesforce_client: Salesforce, salesforce: Simulator) -> None:
+    salesforce_client.bulk2_url = f"{salesforce.url}/services/data/v62.0/jobs/"
+    leads = [
+        {"Leadsync_Id__c": f"A:{number}", "LastName": 'Li, "Lei"\n', "Company": "X", "Email": ""}
+        for number in range(500)
+    ]
+    leads[7]["Email"] = "nonsense"
+    bulk = salesforce_client.bulk2.Lead
+    (told,) = bulk.upsert(records=leads, external_id_field="Leadsync_Id__c", wait=0.01)
+    assert (told["numberRecordsTotal"], told["numberRecordsProcessed"], told["numberRecordsFailed"]) == (500, 500, 1)
+    found = bulk.get_all_ingest_records(told["job_id"])
+    assert len(found["successfulRecords"]) >= 499
+    assert [row["Leadsync_Id__c"] for row in found["failedRecords"]] == ["A:7"]
+    assert found["unprocessedRecords"] == []
+    assert len(salesforce.records()) == 499
+    assert salesforce.records()["A:1"]["LastName"] == 'Li, "Lei"\n'
+
+
+def test_salesforce_bulk_jobs_that_fail(salesforce_client: Salesforce, salesforce: Simulator) -> None:
+    salesforce_client.bulk2_url = f"{salesforce.url}/services/data/v62.0/jobs/"
+    with pytest.raises(SalesforceOperationError, match="Field name not found : Nope__c"):
+        salesforce_client.bulk2.Lead.upsert(
+            records=[{"Leadsync_Id__c": "A:1", "Nope__c": "x"}], external_id_field="Leadsync_Id__c", wait=0.01
+        )
+    assert salesforce.journal() == []

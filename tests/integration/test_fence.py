@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -55,6 +56,51 @@ def test_what_a_dead_sender_had_under_way_is_waited_out(state: Connection, other
     waits: list[float] = []
     take(other, destination, waits)
     assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+
+
+def test_what_a_dead_sender_left_at_work_is_ended_after_its_last_request(
+    state: Connection, other: Connection, destination: int
+) -> None:
+    with pytest.raises(ZeroDivisionError), fence.hold(state, destination, LONGEST) as held:  # noqa: PT012
+        held.busy()
+        raise ZeroDivisionError
+    steps: list[float | str] = []
+    longest = pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)
+
+    def end_work() -> bool:
+        steps.append("ended")
+        return True
+
+    def fail() -> bool:
+        raise Unavailable("it goes on")
+
+    for _ in range(2):  # as long as it can't be ended everybody tries
+        with (
+            pytest.raises(Unavailable, match="goes on"),
+            fence.hold(other, destination, LONGEST, end_work=fail, sleep=steps.append),
+        ):
+            raise AssertionError("it was not ended")
+    with fence.hold(other, destination, LONGEST, end_work=end_work, sleep=steps.append):
+        pass
+    assert steps == [longest, longest, longest, "ended", longest]
+    with fence.hold(other, destination, LONGEST, end_work=fail, sleep=steps.append):
+        pass  # nobody died: nothing can be left
+    assert len(steps) == 5
+
+
+def test_what_a_load_leaves_at_work_keeps_its_mark(state: Connection, other: Connection, destination: int) -> None:
+    ended: list[bool] = []
+    for error in (None, TransientFailure("later")):
+        with suppress(TransientFailure), fence.hold(state, destination, LONGEST) as held:
+            held.busy()
+            held.left_at_work()
+            if error:
+                raise error
+        with fence.hold(
+            other, destination, LONGEST, end_work=lambda: bool(ended.append(True)), sleep=lambda seconds: None
+        ):
+            pass
+    assert ended == [True, True]
 
 
 def test_a_request_without_an_answer_is_waited_out(state: Connection, other: Connection, destination: int) -> None:
@@ -144,19 +190,50 @@ def test_whoever_comes_first_waits_for_all_dead_shards(state: Connection, other:
     assert len(waits) == 1
 
 
-def test_a_shard_that_joins_waits_for_its_own_predecessor_only(
+def test_a_shard_whose_predecessor_died_waits_until_it_is_alone(
     state: Connection, other: Connection, destination: int
 ) -> None:
+    """What the dead one left at work in the CRM can't be told from what its siblings have there."""
     waits: list[float] = []
     with fence.share(state, destination, LONGEST, ONE, 0) as held:
         held.busy()
         die_busy(other, destination, ONE, 1)
         join(other, destination, ONE, 2, waits)
         assert waits == []
-        join(other, destination, ONE, 1, waits)
-        assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
+        with pytest.raises(Unavailable, match="another load"):
+            join(other, destination, ONE, 1, [])
+    join(other, destination, ONE, 1, waits)
+    assert waits == [pytest.approx(LONGEST + fence.CHECK_SECONDS, abs=0.5)]
     join(other, destination, ONE, 1, waits)
     assert len(waits) == 1
+
+
+def test_work_left_in_the_crm_is_ended_by_whoever_is_alone(
+    state: Connection, other: Connection, destination: int
+) -> None:
+    die_busy(state, destination, ONE, 1)
+    steps: list[object] = []
+
+    def end_work() -> bool:
+        steps.append("end")
+        return True
+
+    def failing() -> bool:
+        raise TransientFailure("later")
+
+    def shared(shard: int, end: Callable[[], bool]) -> None:
+        with fence.share(
+            other, destination, LONGEST, ONE, shard, end_work=end, patience=0, sleep=lambda _: steps.append("wait")
+        ):
+            pass
+
+    with pytest.raises(TransientFailure):
+        shared(0, failing)
+    assert steps == ["wait"]
+    shared(0, end_work)
+    assert steps == ["wait", "wait", "end", "wait"]
+    shared(1, end_work)
+    assert len(steps) == 4
 
 
 def test_a_shard_that_ends_does_not_speak_for_its_sibling(

@@ -50,6 +50,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/" or scope["path"].startswith("/_demo/"):
+            self._vendor.catch_up()
             await self._demo(scope, receive, send)
             return
         response = await self._vendor_reply(HTTPRequest(scope, receive))
@@ -82,13 +83,14 @@ class App:
         target = http.url.path + (f"?{http.url.query}" if http.url.query else "")
         request = Request(http.method, http.scope["path"], http.query_params, http.headers, body, target)
         # No await from here to the commit: requests are handled one after the other.
-        before = vendor.store.changes()
+        vendor.catch_up()
+        before = vendor.store.writes()
         try:
             with vendor.store.transaction():
                 response = vendor.answer(request)
         except Refusal as refused:
             return self._render(refused.response)
-        if vendor.store.changes() > before:
+        if vendor.store.writes() > before:
             if faults.strikes("lose_reply"):
                 return None
             if faults.strikes("malformed"):

@@ -37,6 +37,10 @@ class ServerError(Chance):
     status: int = Field(503, ge=500, le=599)
 
 
+class FailJob(Chance):
+    message: str = "InternalServerError : Refused by a fault of the simulator"
+
+
 class Reject(_Model):
     external_ids: list[str] = []
     rate: float = Field(0.0, ge=0, le=1)
@@ -68,12 +72,24 @@ class Faults(_Model):
         "the change is made, the reply is HTML; counts requests that change something", {"next": 1}
     )
     half_page: Chance | None = _fault(
-        "a reading by several ids is answered with half of what was found and not a word of the rest", {"next": 1}
+        "a reading by several ids, or of a job's results, is answered with half of what was found and not a word of the"
+        " rest",
+        {"next": 1},
     )
     double: Chance | None = _fault(
         "Salesforce: a second record is made although one is there, as two upserts at once do where the external id is"
         " not unique; counts records",
         {"next": 1},
+    )
+    slow_job: float | None = Field(
+        None,
+        ge=0,
+        description="Salesforce: seconds that a bulk job waits before its first half, and as many before the second; "
+        "counts for jobs that are closed while this is on",
+        examples=[5],
+    )
+    fail_job: FailJob | None = _fault(
+        "Salesforce: a bulk job fails after its first half", {"next": 1, "message": "TooManyLockFailure : 200"}
     )
     reject: Reject | None = _fault(
         "records are refused as invalid: those named, or a share of all (always the same ones)", {"rate": 0.05}

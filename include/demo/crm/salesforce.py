@@ -1,4 +1,4 @@
-"""Salesforce's Lead: login, sObject Collections, single records, SOQL, describe, limits. Bulk API 2.0 is not there."""
+"""Salesforce's Lead: login, sObject Collections, single records, SOQL, describe, limits, Bulk API 2.0."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import hmac
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 
 from demo.crm.faults import FaultBox
+from demo.crm.salesforce_bulk import BulkJobs
 from demo.crm.salesforce_fields import FIELDS, KEY, REQUIRED, Problem, number_of, record_id
 from demo.crm.salesforce_query import Queries, shown
 from demo.crm.store import Row, Store
@@ -35,6 +36,7 @@ class Salesforce(Vendor):
     login_path = LOGIN
 
     def __init__(self, store: Store, faults: FaultBox, *credentials: str) -> None:
+        self._bulk = BulkJobs(store, faults, self._write)
         super().__init__(store, faults, *credentials)
         self._tokens: set[str] = set()
         self._queries = Queries(store)
@@ -54,7 +56,11 @@ class Salesforce(Vendor):
             ("GET", rf"{DATA}/(?P<all>query|queryAll)/?", self._query),
             ("GET", rf"{DATA}/(?:query|queryAll)/(?P<cursor>\w+)-(?P<first>\d+)", self._more),
             ("GET", rf"{DATA}/limits/?", self._limits),
+            *((method, path, self._job(act)) for method, path, act in self._bulk.routes(rf"{DATA}/jobs/ingest")),
         ]
+
+    def catch_up(self) -> None:
+        self._bulk.catch_up()
 
     def admit(self, request: Request) -> None:
         if request.path == LOGIN:
@@ -266,6 +272,15 @@ class Salesforce(Vendor):
             "name": "Lead", "label": "Lead", "keyPrefix": "00Q", "createable": True, "updateable": True,
             "deletable": True, "queryable": True, "fields": fields,
         })  # fmt: skip
+
+    def _job(self, act: Callable[[Request], Response]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                return act(request)
+            except Problem as problem:
+                raise Refusal(_error(404 if problem.code == "NOT_FOUND" else 400, problem.code, str(problem))) from None
+
+        return answer
 
     def _limits(self, _: Request) -> Response:
         return Response(200, {"DailyApiRequests": {"Max": DAILY, "Remaining": DAILY - self._requests}})

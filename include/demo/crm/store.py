@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS journal (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, action TEXT NOT NULL,
     number INTEGER NOT NULL, external_id TEXT, fields TEXT NOT NULL
 );
+-- What works by itself after its request was answered, in the vendor's words.
+CREATE TABLE IF NOT EXISTS job (number INTEGER PRIMARY KEY AUTOINCREMENT, alive INTEGER NOT NULL, body TEXT NOT NULL);
 -- Fields that were created through the vendor's API.
 CREATE TABLE IF NOT EXISTS definition (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
@@ -77,6 +79,10 @@ class Store:
         """The number of the latest change in the journal, 0 when there is none."""
         last: int = self._db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0]
         return last
+
+    def writes(self) -> int:
+        """A number that grows with everything that is written, records or not."""
+        return self._db.total_changes
 
     def get(self, number: int) -> Row | None:
         """The record with this number, deleted or not."""
@@ -142,6 +148,27 @@ class Store:
         self._db.execute("DELETE FROM unique_value WHERE number = ?", (row.number,))
         self._note(at, "delete", row.number, row.external_id, {})
 
+    def add_job(self, body: Mapping[str, Any]) -> int:
+        """Keeps a job that does nothing yet; returns its number."""
+        added = self._db.execute("INSERT INTO job (alive, body) VALUES (0, ?) RETURNING number", (_text(body),))
+        return int(added.fetchone()[0])
+
+    def keep_job(self, number: int, body: Mapping[str, Any], *, alive: bool) -> None:
+        """Replaces what is kept of a job."""
+        self._db.execute("UPDATE job SET alive = ?, body = ? WHERE number = ?", (alive, _text(body), number))
+
+    def forget_job(self, number: int) -> None:
+        self._db.execute("DELETE FROM job WHERE number = ?", (number,))
+
+    def jobs(self, *, alive: bool = False) -> list[tuple[int, dict[str, Any]]]:
+        """All jobs in the order of their creation, or only those that are `alive`."""
+        rows = self._db.execute("SELECT number, body FROM job WHERE alive >= ? ORDER BY number", (alive,))
+        return [(number, orjson.loads(body)) for number, body in rows]
+
+    def job(self, number: int) -> dict[str, Any] | None:
+        found = self._db.execute("SELECT body FROM job WHERE number = ?", (number,)).fetchone()
+        return orjson.loads(found[0]) if found else None
+
     def define(self, name: str, body: Mapping[str, Any]) -> None:
         """Keeps a field that was created through the vendor's API."""
         self._db.execute("INSERT INTO definition VALUES (?, ?)", (name, _text(body)))
@@ -194,7 +221,7 @@ class Store:
     def reset(self) -> None:
         """Forgets everything; numbers are not used again."""
         with self.transaction():
-            for table in ("record", "unique_value", "journal", "definition"):
+            for table in ("record", "unique_value", "journal", "job", "definition"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this module
 
     def _rows(self, query: str, bound: Iterable[Any]) -> Iterator[Row]:

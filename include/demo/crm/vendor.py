@@ -105,6 +105,10 @@ class Vendor(ABC):
     def expire_tokens(self) -> None:
         """The fault of this name was switched on."""
 
+    def catch_up(self) -> None:
+        """Does what the vendor would have done by itself until now; asked before every request."""
+        return
+
     def answer(self, request: Request) -> Response:
         """Raises Refusal."""
         self.admit(request)

@@ -75,14 +75,15 @@ class BatchRefused(FailNow):
 class CRMAdapter(ABC):
     """One kind of CRM, made for one destination. Thread-safe.
 
-    `upsert` and `delete` take one batch of different leads and return at most one outcome per lead, for every lead that
-    the reply speaks of; they raise BatchRefused and RequestFailed. Use `deliver`, which makes them whole.
+    `upsert` and `delete` take one batch (see `batch_size`) of different leads and return at most one outcome per lead,
+    for every lead that the reply speaks of; they raise BatchRefused and RequestFailed. Use `deliver`, which makes them
+    whole.
     """
 
     name: ClassVar[str]  # as the pipeline file says in `adapter`; also the module's name
     label: ClassVar[str]  # the vendor's name
     needs_crm_id: ClassVar[bool] = False  # whether it makes use of Lead.crm_id
-    max_batch: int  # of the class, unless the destination's settings say it
+    max_batch: int  # leads in one request; of the class, unless the destination's settings say it
     limits: ClassVar[tuple[Limit, ...]]  # of an account, as the vendor publishes them
     delete_modes: ClassVar[frozenset[str]]
     settings_model: ClassVar[type[Settings]] = Settings
@@ -135,13 +136,30 @@ class CRMAdapter(ABC):
         """Seconds that one request may be under way at most; see `HTTPClient.longest_request`."""
         return self.http.longest_request
 
+    def batch_size(self, count: int, *, delete: bool) -> int:
+        """Leads that `upsert` or `delete` is best handed at once when there are `count` of them to send."""
+        return self.max_batch
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the CRM may still be at work on leads that it was handed, although no request is under way."""
+        return False
+
+    def end_work(self) -> bool:
+        """Ends such work: this adapter's, or where it knows of none, what an earlier one left behind.
+
+        Returns whether records may still change for as long as a request may take (`longest_request`); later none
+        does. Raises Unavailable, AccessError or QuotaExceeded when it can't be ended now.
+        """
+        return False
+
     @abstractmethod
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        """Creates or updates the records of at most `max_batch` leads by external id, in one request or a few."""
+        """Creates or updates the records of at most `batch_size` leads by external id, in one request or a few."""
 
     @abstractmethod
     def delete(self, leads: Sequence[Lead]) -> list[Outcome]:
-        """Deletes the records of at most `max_batch` leads; one that is not there counts as deleted."""
+        """Deletes the records of at most `batch_size` leads; one that is not there counts as deleted."""
 
     @abstractmethod
     def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
@@ -198,9 +216,18 @@ class CRMAdapter(ABC):
         if len(set(ids)) != len(ids):
             raise ValueError("the same external id is there twice")
         outcomes: dict[str, Outcome] = {}
-        for batch in batches(leads, self.max_batch):
+        for batch in self.cut(leads, delete=delete):
             outcomes.update(self.attempt(self.delete if delete else self.upsert, batch))
         return [outcomes[external_id] for external_id in ids]
+
+    @final
+    def cut(self, leads: Sequence[T], *, delete: bool, share: float = 1.0) -> Iterator[Sequence[T]]:
+        """The leads in batches as this CRM takes them, or in so large a `share` of one."""
+        first = 0
+        while first < len(leads):
+            size = max(1, int(self.batch_size(len(leads) - first, delete=delete) * share))
+            yield leads[first : first + size]
+            first += size
 
     @final
     def attempt(self, act: Callable[[Sequence[Lead]], list[Outcome]], batch: Sequence[Lead]) -> dict[str, Outcome]:

@@ -1,5 +1,8 @@
 """Salesforce: any object with a unique external id field, through the sObject Collections of its REST API.
 
+More than `bulk_above` leads at once go through Bulk API 2.0 instead: some ten requests for 10,000 leads. Deletes do
+not, for there a job takes Salesforce's own ids only and could not be told from another tool's.
+
 The connection's login and password are the consumer key and secret of a connected app that allows the client
 credentials flow; its address is My Domain. A delete goes to the recycle bin.
 
@@ -22,6 +25,7 @@ from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
 from leadsync.crm.login import TokenLogin
+from leadsync.crm.salesforce_bulk import DISABLED, ROWS, Bulk
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status
 
@@ -85,6 +89,10 @@ DESCRIBE = TypeAdapter(_Describe)
 
 class SalesforceSettings(Settings):
     api_version: str = Field("v62.0", pattern=r"^v\d\d\.0$", description="of the REST API")
+    bulk_above: int | None = Field(
+        2000, ge=0, description="more leads than that at once go through Bulk API 2.0; 0 or null: never"
+    )
+    bulk_timeout: float = Field(1800, gt=0, le=86_400, description="seconds to wait for a bulk job, then it is aborted")
 
 
 class Salesforce(CRMAdapter):
@@ -114,6 +122,10 @@ fields:
   LeadSource: {constant: Web}
 """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._bulk = Bulk(self, self._call, self._row_refused, self._upsert)
+
     def make_credentials(self) -> Credentials:
         form = {
             "grant_type": "client_credentials",
@@ -141,11 +153,27 @@ fields:
             raise AccessError(f"{self.who} names an instance that is not reached by https: nothing is sent there")
         return Access(token.instance_url.rstrip("/"), token.access_token)
 
+    def batch_size(self, count: int, *, delete: bool) -> int:
+        return ROWS if not delete and self._is_bulk(count) else self.max_batch
+
+    @property
+    def at_work(self) -> bool:
+        return bool(self._bulk.jobs)
+
+    def end_work(self) -> bool:
+        return self._bulk.end()
+
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
-        outcomes = {outcome.external_id: outcome for outcome in self._upsert(leads)}
+        act = self._bulk.upsert if self._is_bulk(len(leads)) else self._upsert
+        outcomes = {outcome.external_id: outcome for outcome in act(leads)}
         # Two near-simultaneous upserts of one external id, one perhaps another system's: a second try finds the record.
         doubled = [lead for lead in leads if _is_doubled(outcomes.get(lead.external_id))]
-        return list((outcomes | (self.attempt(self._upsert, doubled) if doubled else {})).values())
+        for part in batches(doubled, self.max_batch):
+            outcomes |= self.attempt(self._upsert, part)
+        return list(outcomes.values())
+
+    def _is_bulk(self, count: int) -> bool:
+        return bool(self.settings.bulk_above) and count > self.settings.bulk_above
 
     def _upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         target = self.destination
@@ -219,6 +247,10 @@ fields:
                 if error.message.startswith("Concurrent"):
                     return RequestFailed(f"{self.who} has too many requests at once", str(reply.status))
                 return QuotaExceeded(f"{self.who}: the limit of requests in 24 hours is spent")
+            if error.code.upper() == "EXCEEDEDQUOTA":
+                return QuotaExceeded(f"{self.who}: the limit of Bulk API jobs in 24 hours is spent")
+            if error.code.upper() == DISABLED:  # without the Bulk API the leads get there too
+                return BatchRefused(error.code)
             if error.code in PASSING:
                 return RequestFailed(
                     f"{self.who} answered {error.code}", str(reply.status), retry_after=reply.retry_after
@@ -281,6 +313,9 @@ fields:
         field = next(iter(first.fields), None) or self.named(first.message)
         words = "; ".join(error.message for error in errors)
         return Outcome(external_id, status, None, first.code or None, field, words)
+
+    def _row_refused(self, external_id: str, code: str, message: str, fields: Sequence[str]) -> Outcome:
+        return self._refused(external_id, [_Error(statusCode=code, message=message, fields=list(fields))])
 
 
 def _is_doubled(outcome: Outcome | None) -> bool:

@@ -2,8 +2,11 @@
 
 The lock is PostgreSQL's advisory lock of a session, so it is gone the moment its holder dies. The same session
 claims and settles: a holder that lost the lock can't write the ledger either. Shards of one load hold different leads:
-they share the destination's lock with each other, and with nobody else. `busy_until` in a sender's row is infinity from
-its first claim until every request was answered; whoever finds it set waits as long as a request may take at most.
+they share the destination's lock with each other, and with nobody else.
+
+`busy_until` in a sender's row is infinity from its first claim until every request was answered. Whoever finds one set
+has to be alone: it waits as long as a request may take at most, and then ends what a CRM was handed and may still be at
+work on, since no time bounds that. As long as it can't be ended nobody sends, and `busy_until` stays infinity.
 """
 
 from __future__ import annotations
@@ -42,11 +45,15 @@ SET_LOADING: LiteralString = """
 UPDATE leadsync.watermark SET loading = %(sync_id)s WHERE destination_id = %(destination)s
 """
 
-# Seconds that a request of an earlier sender may still be under way; of one shard, or of all of them.
+# Seconds that a request of an earlier sender may still be under way.
 BUSY_FOR: LiteralString = """
 SELECT extract(epoch FROM max(least(busy_until, now() + %(longest)s * interval '1 second')) - now())::float8
   FROM leadsync.sender
- WHERE destination_id = %(destination)s AND busy_until > now() AND (shard = %(shard)s OR %(shard)s::int IS NULL)
+ WHERE destination_id = %(destination)s AND busy_until > now()
+"""
+IS_BUSY: LiteralString = """
+SELECT EXISTS (SELECT FROM leadsync.sender
+                WHERE destination_id = %(destination)s AND shard = %(shard)s AND busy_until > now())
 """
 SET_BUSY: LiteralString = """
 INSERT INTO leadsync.sender AS s (destination_id, shard, busy_until) VALUES (%(destination)s, %(shard)s, 'infinity')
@@ -55,8 +62,9 @@ ON CONFLICT (destination_id, shard) DO UPDATE SET busy_until = 'infinity' WHERE 
 SET_FREE: LiteralString = """
 UPDATE leadsync.sender
    SET busy_until = CASE WHEN %(seconds)s > 0 THEN now() + %(seconds)s * interval '1 second' END
- WHERE destination_id = %(destination)s AND (shard = %(shard)s OR %(shard)s::int IS NULL)
+ WHERE destination_id = %(destination)s AND shard = %(shard)s
 """
+SET_ALL_FREE: LiteralString = "UPDATE leadsync.sender SET busy_until = NULL WHERE destination_id = %(destination)s"
 
 
 class Fence:
@@ -71,6 +79,7 @@ class Fence:
         self._lost = threading.Event()
         self._known = time.monotonic()
         self._unanswered_until = 0.0
+        self._left = False
 
     def busy(self) -> None:
         """Says that requests may be under way from here on; in the transaction of the claims."""
@@ -80,8 +89,14 @@ class Fence:
         """A request got no answer: it may still land, as long as a request may take."""
         self._unanswered_until = time.monotonic() + self._longest
 
+    def left_at_work(self, left: bool = True) -> None:
+        """The CRM may be at work on what it was handed for no known time: whoever comes next has to end that."""
+        self._left = left
+
     def free(self) -> None:
         """All requests are over, but for those without an answer."""
+        if self._left:
+            return
         seconds = self._unanswered_until - time.monotonic()
         self._connection.execute(SET_FREE, {**self._sender, "seconds": seconds})
 
@@ -117,13 +132,18 @@ def hold(
     destination: int,
     longest_request: float,
     *,
+    end_work: Callable[[], bool] = lambda: False,
     patience: float = 3600.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Fence]:
-    """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long."""
+    """Waits for the destination's lock and holds it. Raises Unavailable when another load holds it for too long.
+
+    `end_work` ends what a sender that died left at work in the CRM, and tells whether that may have an effect for as
+    long as a request may take; what it raises leaves all as it was.
+    """
     longest = longest_request + CHECK_SECONDS
     with _lock(connection, DESTINATION_LOCKS, destination, patience, ANOTHER_LOAD, sleep):
-        _wait_out(connection, destination, None, longest, sleep)
+        _wait_out(connection, destination, longest, end_work, sleep)
         yield from _held(Fence(connection, destination, longest))
 
 
@@ -135,19 +155,26 @@ def share(
     sync_id: str,
     shard: int,
     *,
+    end_work: Callable[[], bool] = lambda: False,
     patience: float = 3600.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Fence]:
-    """As `hold`, but together with the other shards of the same load."""
+    """As `hold`, but together with the other shards of the same load.
+
+    A shard whose predecessor died waits until the others have ended: what it left at work in the CRM can't be told from
+    their work.
+    """
     longest, until = longest_request + CHECK_SECONDS, time.monotonic() + patience
     whole = {"class": DESTINATION_LOCKS, "number": destination}
     part = {"class": SHARD_LOCKS, "number": destination * MOST_SHARDS + shard}
-    while not _join(connection, whole, part, sync_id, longest, sleep):
+    loading = {"destination": destination, "shard": shard, "sync_id": UUID(sync_id)}
+    while not _join(
+        connection, whole, part, loading, lambda: _wait_out(connection, destination, longest, end_work, sleep)
+    ):
         if time.monotonic() > until:
             raise Unavailable(f"{ANOTHER_LOAD} has held its lock for {patience:.0f} s")
         sleep(0.2)
     try:
-        _wait_out(connection, destination, shard, longest, sleep)
         yield from _held(Fence(connection, destination, longest, shard))
     finally:
         _release(connection, (RELEASE, part), (RELEASE_SHARED, whole))
@@ -157,24 +184,23 @@ def _join(
     connection: psycopg.Connection[Any],
     whole: dict[str, int],
     part: dict[str, int],
-    sync_id: str,
-    longest: float,
-    sleep: Callable[[float], None],
+    loading: dict[str, Any],
+    wait_out: Callable[[], None],
 ) -> bool:
     """Takes a shard's lock, and its share of the destination's; False when somebody else has one of them."""
-    values = {"destination": whole["number"], "sync_id": UUID(sync_id)}
     if _one(connection, TRY, whole):
         # Nobody else is here: what earlier loads have left is waited out before any shard of this one gets in.
         try:
-            _wait_out(connection, whole["number"], None, longest, sleep)
-            connection.execute(SET_LOADING, values)
+            wait_out()
+            connection.execute(SET_LOADING, loading)
             connection.execute(TRY_SHARED, whole)
         finally:
             _release(connection, (RELEASE, whole))
     elif not _one(connection, TRY_SHARED, whole):
         return False
     # While it is shared nobody changes what is loading.
-    if _one(connection, LOADING, values) == values["sync_id"] and _one(connection, TRY, part):
+    mine = _one(connection, LOADING, loading) == loading["sync_id"] and not _one(connection, IS_BUSY, loading)
+    if mine and _one(connection, TRY, part):
         return True
     _release(connection, (RELEASE_SHARED, whole))
     return False
@@ -197,16 +223,18 @@ def _held(fence: Fence) -> Iterator[Fence]:
 def _wait_out(
     connection: psycopg.Connection[Any],
     destination: int,
-    shard: int | None,
     longest: float,
+    end_work: Callable[[], bool],
     sleep: Callable[[float], None],
 ) -> None:
-    """Waits until nothing that a dead sender left (of this shard, or of all) can be under way any more."""
-    sender = {"destination": destination, "shard": shard}
-    seconds = _one(connection, BUSY_FOR, {**sender, "longest": longest})
+    """Waits until nothing that dead senders left can have an effect any more; only by whoever is alone."""
+    seconds = _one(connection, BUSY_FOR, {"destination": destination, "longest": longest})
     if seconds is not None:
+        # First the wait: until then a request of the dead sender's may hand the CRM work that was not there yet.
         sleep(seconds)
-        connection.execute(SET_FREE, {**sender, "seconds": 0})
+        if end_work():
+            sleep(longest)
+        connection.execute(SET_ALL_FREE, {"destination": destination})
 
 
 def wait_for_load(
