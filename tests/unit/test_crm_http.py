@@ -70,6 +70,15 @@ def test_a_request_carries_token_and_json(script: Scripted, client: Client) -> N
     assert request.body == '{"name":"Zoë 🌍"}'.encode()
 
 
+def test_a_vendor_may_want_headers_of_its_own(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(200, {})]
+    access = Access(script.url, TOKEN, {"X-Key": TOKEN})
+    client.http.request("GET", "/x", StaticToken("CRM", access))
+    assert script.requests[0].headers["X-Key"] == TOKEN
+    assert "Authorization" not in script.requests[0].headers
+    assert TOKEN not in repr(access)
+
+
 @pytest.mark.parametrize("status", [400, 409, 413, 422, 200, 204, 207])
 def test_the_adapter_judges_successes_and_refused_data(script: Scripted, client: Client, status: int) -> None:
     script.answers = [Answer(status)]

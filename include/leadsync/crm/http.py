@@ -89,10 +89,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where to send requests, and the bearer token that opens the door."""
+    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own."""
 
     url: str
     token: str = field(repr=False)
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def authorization(self) -> Mapping[str, str]:
+        """The headers that each request carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.headers is None else self.headers
 
 
 class Credentials(Protocol):
@@ -206,7 +212,7 @@ class HTTPClient:
             except RequestFailed as failure:
                 failure.sent = False  # it was the login that failed
                 raise
-            reply = self.send(method, access.url + path, token=access.token, body=body, params=params)
+            reply = self.send(method, access.url + path, headers=access.authorization, body=body, params=params)
             if reply.status == 401 and refused is None:
                 refused = access
                 continue
@@ -230,7 +236,7 @@ class HTTPClient:
         method: str,
         url: str,
         *,
-        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
@@ -238,14 +244,13 @@ class HTTPClient:
         """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
         from urllib3.exceptions import HTTPError
 
-        headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+        sent = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
+        sent.update(headers or {})
         if form is not None:
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
             body = urlencode(form).encode()
         elif body is not None:
-            headers["Content-Type"] = "application/json"
+            sent["Content-Type"] = "application/json"
         route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()
@@ -253,7 +258,7 @@ class HTTPClient:
         try:
             response = route.pool.urlopen(
                 method, route.target(f"{url}?{urlencode(params)}" if params else url), body=body,
-                headers={**headers, **route.headers}, timeout=route.timeout, retries=False, redirect=False,
+                headers={**sent, **route.headers}, timeout=route.timeout, retries=False, redirect=False,
                 assert_same_host=False, preload_content=False, decode_content=False,
             )  # fmt: skip
             try:
