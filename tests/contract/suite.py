@@ -39,6 +39,10 @@ class AdapterSuite:
     text_field: ClassVar[str]  # a text of at least 1,000 characters, not required
     good: ClassVar[dict[str, Any]]  # fields of a valid lead
     bad: ClassVar[dict[str, Any]]  # fields that make a lead invalid
+    # Of an upsert of `max_batch` new leads: more where records are looked up first, or go in a request each.
+    requests_per_batch: ClassVar[int] = 1
+    one_a_call: ClassVar[bool] = False  # whether each record is written by a request of its own
+    has_quota: ClassVar[bool] = True  # False where the vendor knows none: a long 429 is then some gateway's
 
     @pytest.fixture
     def crm(self, simulators: Simulators) -> Simulator:
@@ -194,7 +198,9 @@ class AdapterSuite:
         assert {(outcome.status, outcome.code, outcome.sent) for outcome in lost} == {
             (Status.TRANSIENT, "connection", True)
         }
-        assert self.statuses(adapter.deliver(self.leads(3))) == [Status.UPDATED] * 3
+        # Without batches the lost reply was that to the first lead, and the rest were not sent.
+        rest = Status.CREATED if self.one_a_call else Status.UPDATED
+        assert self.statuses(adapter.deliver(self.leads(3))) == [Status.UPDATED, rest, rest]
         assert crm.get("stats")["doubled"] == 0
 
     def test_wrong_credentials(self, crm: Simulator, destination: Destination) -> None:
@@ -238,8 +244,12 @@ class AdapterSuite:
     def test_a_spent_quota_is_told_apart(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.check()
         crm.faults(quota_spent=True)
-        with pytest.raises(QuotaExceeded):
-            adapter.deliver([self.lead(1)])
+        if self.has_quota:
+            with pytest.raises(QuotaExceeded):
+                adapter.deliver([self.lead(1)])
+        else:
+            (outcome,) = adapter.deliver([self.lead(1)])
+            assert (outcome.status, outcome.code, outcome.retry_after) == (Status.TRANSIENT, "429", 3600)
 
     def test_a_failing_server_is_transient(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.check()
@@ -282,7 +292,7 @@ class AdapterSuite:
     def test_a_fence_lost_on_the_way_stops_the_rest(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.check()
         before = sum(crm.get("stats")["by_status"].values())
-        allowed = iter([True, True])
+        allowed = iter([True] * 2 * self.requests_per_batch)
 
         def ask() -> None:
             if not next(allowed, False):
@@ -291,7 +301,7 @@ class AdapterSuite:
         adapter.before_request = ask
         with pytest.raises(FenceLost):
             adapter.deliver(self.leads(adapter.max_batch * 3))
-        assert sum(crm.get("stats")["by_status"].values()) - before == 2
+        assert sum(crm.get("stats")["by_status"].values()) - before == 2 * self.requests_per_batch
         assert len(crm.records()) == adapter.max_batch * 2
 
     def test_a_stale_id_of_the_crm_does_no_harm(self, adapter: CRMAdapter, crm: Simulator) -> None:
