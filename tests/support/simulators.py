@@ -17,6 +17,7 @@ import requests
 
 from demo.crm.vendor import kinds
 from leadsync.crm.base import Endpoint
+from tests.support import real
 from tests.support.servers import free_port
 
 SECRETS = {
@@ -123,7 +124,10 @@ class Simulator:
 
 
 class Simulators(Mapping[str, Simulator]):
-    """Each simulator from the first time that somebody asks for it on; `stop` ends them all."""
+    """Each simulator, or the real CRM where the tests have one, from the first time that somebody asks for it on.
+
+    `stop` ends them all.
+    """
 
     def __init__(self) -> None:
         self._running = ExitStack()
@@ -131,7 +135,8 @@ class Simulators(Mapping[str, Simulator]):
 
     def __getitem__(self, kind: str) -> Simulator:
         if kind not in self._found:
-            self._found[kind] = self._running.enter_context(running_simulator(kind))
+            started = real.running(kind) if real.is_real(kind) else running_simulator(kind)
+            self._found[kind] = self._running.enter_context(started)
         return self._found[kind]
 
     def __iter__(self) -> Iterator[str]:

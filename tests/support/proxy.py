@@ -35,10 +35,10 @@ class Proxy:
         self._random = random.Random(0)  # noqa: S311
         self._faults: Mapping[str, float] = {}
         self.under_way = 0  # requests that were taken and are not answered or given up yet
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def start(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         server = asyncio.start_server(self._connection, "127.0.0.1", self.port)
         self._server = asyncio.run_coroutine_threadsafe(server, self._loop).result(10)
@@ -110,24 +110,28 @@ class Proxy:
         head = await reader.readuntil(b"\r\n\r\n")
         length = LENGTH.search(head)
         body = await reader.readexactly(int(length[1])) if length else b""
-        request = CONNECTION.sub(b"", head)[:-2] + b"Connection: close\r\n\r\n" + body
         self.under_way += 1
         try:
-            cut = self._strikes("cut")
-            if cut and self._random.random() < 0.5:
-                return
-            await self._hold()
-            reply = await self._deliver(request)
-            if self._strikes("double"):
-                await asyncio.sleep(self._faults.get("gap", 0.0))
-                reply = await self._deliver(request)
+            reply = await self._answer(CONNECTION.sub(b"", head)[:-2] + b"Connection: close\r\n\r\n", body)
         finally:
             self.under_way -= 1
-        if not cut:
+        if reply is not None:
             writer.write(reply)
             await writer.drain()
             writer.write_eof()
             await reader.read()  # until the client has closed
+
+    async def _answer(self, head: bytes, body: bytes) -> bytes | None:
+        """The whole reply to one request, or None to close the connection without one."""
+        cut = self._strikes("cut")
+        if cut and self._random.random() < 0.5:
+            return None
+        await self._hold()
+        reply = await self._deliver(head + body)
+        if self._strikes("double"):
+            await asyncio.sleep(self._faults.get("gap", 0.0))
+            reply = await self._deliver(head + body)
+        return None if cut else reply
 
     async def _deliver(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._upstream)

@@ -1,0 +1,57 @@
+"""What installs the real CRMs of the contract tests: once, and loudly when it can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.support import real
+from tests.support.faults import FaultProxy
+from tests.support.real_tryton import JSONRPC
+from tests.support.servers import free_port
+
+
+@pytest.fixture
+def requirements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(real, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{free_port()}/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    path = tmp_path / "requirements.txt"
+    path.write_text("trytond==8.2.1\n")
+    return path
+
+
+def test_an_index_that_is_out_of_reach_fails_with_the_remedy(
+    requirements: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    with pytest.raises(RuntimeError, match="its packages can't be installed.* package index") as caught:
+        real.installed("tryton", [requirements], lambda python, folder: made.append(folder))
+    assert "trytond" in str(caught.value)
+    assert made == []
+    monkeypatch.setattr(real, "_install", lambda kind, python, path: None)
+    folder = real.installed("tryton", [requirements], lambda python, folder: made.append(folder))
+    assert made == [folder], "what was half made was taken for whole"
+
+
+def test_it_is_made_once_until_a_source_changes(requirements: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real, "_install", lambda kind, python, path: None)
+    made: list[Path] = []
+    for content in ("", "", "# other"):
+        requirements.write_text(content)
+        folder = real.installed("tryton", [requirements], lambda python, folder: made.append(folder))
+        assert folder == made[-1]
+        assert (folder / "bin" / "python").exists()
+    assert len(set(made)) == len(made) == 2
+
+
+def test_faults_that_the_wire_can_not_have_are_refused() -> None:
+    proxy = FaultProxy(free_port(), JSONRPC())
+    with pytest.raises(ValueError, match="no fault of the wire: reject"):
+        proxy.set_faults({"reject": {"rate": 1}, "down": True})
+
+
+def test_kinds_without_a_server_have_a_simulator() -> None:
+    assert real.is_real("tryton")
+    assert not real.is_real("hubspot")
