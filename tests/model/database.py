@@ -99,40 +99,55 @@ class Fence:
 
     def __init__(self) -> None:
         self.holders: dict[Worker, tuple[Operation, int]] = {}
-        self.busy: dict[Worker | None, float] = {}
+        self.busy: dict[Worker | None, tuple[float, int]] = {}  # until when, and which shard's
+        self.waiting: Worker | None = None  # who came first, and waits for what dead senders left
 
     def take(self, worker: Worker, operation: Operation, shard: int) -> Steps:
-        """Waits for the lock, then until nothing that a dead sender left can be under way any more."""
+        """Waits for the lock; whoever is alone then waits until nothing that a dead sender left can be under way."""
         obeys = worker.world.obeys
-        while obeys("fence") and any(
-            (obeys("one_load") and other is not operation) or (obeys("one_worker_per_shard") and held == shard)
-            for other, held in self.holders.values()
-        ):
+        while self._blocked(worker, operation, shard):
             yield
         alone = not self.holders
         self.holders[worker] = (operation, shard)
         worker.confirm()
-        if not obeys("wait_out") or not (alone or obeys("wait_out_siblings")):
+        if not obeys("wait_out") or not alone:
             return
-        left = {sender: until for sender, until in self.busy.items() if sender not in self.holders}
+        left = {sender: until for sender, (until, _) in self.busy.items() if sender not in self.holders}
         longest = worker.world.now + LONGEST + CHECK
         until = max((min(until, longest) for until in left.values()), default=0)
+        self.waiting = worker
         while worker.world.now < until:
             yield
+        self.waiting = None
         worker.confirm()
         for sender in left:
             self.busy.pop(sender, None)
 
-    def mark(self, worker: Worker) -> None:
-        """Requests may be under way from here on."""
-        self.busy[self._sender(worker)] = float("inf")
+    def _blocked(self, worker: Worker, operation: Operation, shard: int) -> bool:
+        """Whether somebody else is in the way: another load, the same shard, or a dead one's requests."""
+        obeys = worker.world.obeys
+        if obeys("fence") and any(
+            (obeys("one_load") and other is not operation) or (obeys("one_worker_per_shard") and held == shard)
+            for other, held in self.holders.values()
+        ):
+            return True
+        if not (self.holders and obeys("wait_out") and obeys("wait_out_siblings")):
+            return False
+        return self.waiting in self.holders or any(
+            at == shard and until > worker.world.now and sender not in self.holders
+            for sender, (until, at) in self.busy.items()
+        )
 
-    def free(self, worker: Worker, unanswered: int | None) -> None:
+    def mark(self, worker: Worker, shard: int) -> None:
+        """Requests may be under way from here on."""
+        self.busy[self._sender(worker)] = (float("inf"), shard)
+
+    def free(self, worker: Worker, shard: int, unanswered: int | None) -> None:
         """All requests are over, except those without an answer, of which the last was given up at `unanswered`."""
         if unanswered is None or not worker.world.obeys("unanswered"):
             self.busy.pop(self._sender(worker), None)
         else:
-            self.busy[self._sender(worker)] = unanswered + LONGEST
+            self.busy[self._sender(worker)] = (unanswered + LONGEST, shard)
 
     def release(self, worker: Worker) -> None:
         self.holders.pop(worker, None)

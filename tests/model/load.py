@@ -57,9 +57,11 @@ class Load:
             except SessionLost:
                 raise
             except TaskFailed:
-                fence.free(self._worker, self._unanswered)
+                fence.free(self._worker, self._shard, self._unanswered)
                 raise
-            fence.free(self._worker, self._unanswered)  # not after a surprise: whoever comes next then waits
+            fence.free(
+                self._worker, self._shard, self._unanswered
+            )  # not after a surprise: whoever comes next then waits
         finally:
             fence.release(self._worker)
 
@@ -109,7 +111,7 @@ class Load:
     def _claim_under_fence(self, parcels: list[Parcel], verdicts: Verdicts) -> tuple[list[Parcel], list[Parcel]]:
         """One transaction: what to send, and what a newer snapshot has claimed but is not known to have delivered."""
         self._worker.use_session()
-        self._standing.fence.mark(self._worker)
+        self._standing.fence.mark(self._worker, self._shard)
         chosen: dict[str, list[Parcel]] = {"send": [], "in doubt": []}
         for parcel in parcels:
             verdict = self._judge(parcel)

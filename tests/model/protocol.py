@@ -40,7 +40,8 @@ Fence
 - `fence_checked`: a sender that has not seen its lock lately looks before each request; it may have stood still for
   long.
 - `wait_out`: who takes the fence waits until what a dead sender left can't land any more.
-- `wait_out_siblings`: also a shard that joins others of its load; its own predecessor may have died just now.
+- `wait_out_siblings`: the first shard of a load waits before any other joins it, and one whose predecessor died waits
+  until it is alone; else what dead senders left lands among theirs.
 - `mark_per_sender`: each sender marks for itself that requests are under way; a shard that ends would clear its
   sibling's.
 - `unanswered`: a load that ends in order keeps its mark while a request without an answer may still land.
