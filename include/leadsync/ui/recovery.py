@@ -17,7 +17,8 @@ LINES: LiteralString = """
 SELECT r.id, r.at, r.pipeline, r.destination, r.sync_id::text, r.kind, r.message, r.details, a.at, a.details ->> 'by',
        a.details ->> 'note'
   FROM leadsync.recovery_log r
-  LEFT JOIN leadsync.recovery_log a ON a.kind = 'acknowledged' AND (a.details ->> 'line')::bigint = r.id
+  LEFT JOIN LATERAL (SELECT id, at, details FROM leadsync.recovery_log
+                      WHERE kind = 'acknowledged' AND (details ->> 'line')::bigint = r.id LIMIT 1) a ON true
  WHERE r.pipeline = ANY (%(pipelines)s)
    AND (%(id)s::bigint IS NULL OR r.id < %(id)s)
    AND (%(kind)s::text IS NULL OR r.kind = %(kind)s)
