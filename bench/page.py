@@ -9,6 +9,7 @@ question after the other. The limit is 300 ms at p95 for the overview.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -161,6 +162,7 @@ def run(page: Page, world: World, requests: int) -> float:
     lead = row[0] if row else "ASDAD:1"
     groups = page.get("dead-letters/groups", user="admin")["groups"]
     largest = next(group["group"] for group in groups if group["destination"] == "hubspot")
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     print("| view | p50, ms | p95, ms | longest, ms |\n| --- | --- | --- | --- |")
     worst = measure(page, "overview", "GET", "overview", {}, requests)
     for name, method, path, parameters in (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from leadsync.config import Destination, Pipeline
 from leadsync.state.fence import DESTINATION_LOCKS
 from leadsync.ui import lead_store, redis_state
-from leadsync.ui.access import Asks, Connection, Target, User, Uses, database, visible
+from leadsync.ui.access import Asks, Backend, Connection, Target, User, Uses, database, visible
 from leadsync.ui.probes import Probe, Seen
 from leadsync.ui.queries import BOUND, count, dag_of
 
@@ -29,10 +29,9 @@ BUCKETS = 24 * 60 // BUCKET_MINUTES
 # within one quarter (nearly all) are added up first.
 DELIVERED: LiteralString = """
 WITH loads AS MATERIALIZED (
-    SELECT destination_id, start_at, greatest(coalesce(end_at, now()), start_at) AS end_at, delivered, dead, result
+    SELECT destination_id, start_at, greatest(coalesce(end_at, now()), start_at) AS end_at, delivered
       FROM leadsync.operation_log
-     WHERE start_at > now() - interval '48 hours' AND coalesce(end_at, now()) > now() - interval '24 hours'
-       AND destination_id = ANY (%(numbers)s)),
+     WHERE start_at > now() - interval '48 hours' AND coalesce(end_at, now()) > now() - interval '24 hours'),
 summed AS (
     SELECT destination_id, date_bin('15 minutes', start_at, 'epoch') AS at, sum(delivered)::float8 AS delivered
       FROM loads WHERE date_bin('15 minutes', start_at, 'epoch') = date_bin('15 minutes', end_at, 'epoch')
@@ -52,7 +51,7 @@ SELECT destination_id,
 RATES: LiteralString = """
 SELECT destination_id, sum(delivered)::bigint, sum(dead)::bigint, count(*), count(*) FILTER (WHERE result = 0)
   FROM leadsync.operation_log
- WHERE start_at > now() - interval '24 hours' AND destination_id = ANY (%(numbers)s)
+ WHERE start_at > now() - interval '24 hours'
  GROUP BY 1
 """
 
@@ -99,12 +98,22 @@ SELECT sync_id::text, pipeline, kind, run_id, destinations, started_at
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Day:
+    """The last 24 hours of each destination, by number: delivered per minute by quarters of an hour, the oldest first;
+    and leads delivered, leads dead, loads, loads that failed."""
+
+    sparks: Mapping[int, list[float]]
+    rates: Mapping[int, Sequence[int]]
+
+
 class Probes:
-    """One for Redis, and one for the lead store of each pipeline."""
+    """For Redis, for the lead store of each pipeline, and for the sums of a day."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self.redis: Probe[redis_state.RedisState] = Probe()
+        self.day: Probe[Day] = Probe(slow=True)
         self._stores: dict[str, Probe[lead_store.SourceState]] = {}
 
     def store(self, pipeline: str) -> Probe[lead_store.SourceState]:
@@ -127,6 +136,7 @@ def overview(request: Request, backend: Uses, user: Asks) -> dict[str, Any]:
         targets = visible(state, user)
         facts = _facts(state, targets)
     pipelines = [pipeline for pipeline in every if user.sees(pipeline.name)]
+    facts["day"] = probes.day.look(partial(_day, backend)).value
     store = probes.redis.look(partial(redis_state.ask, backend, every))
     shown = []
     for pipeline in pipelines:
@@ -138,12 +148,18 @@ def overview(request: Request, backend: Uses, user: Asks) -> dict[str, Any]:
             "redis": _redis(store)}  # fmt: skip
 
 
+def _day(backend: Backend) -> Day:
+    sparks: dict[int, list[float]] = {}
+    with database(backend) as state:
+        for number, ago, delivered in state.execute(DELIVERED):
+            if 0 <= ago < BUCKETS:
+                spark = sparks.setdefault(number, [0.0] * BUCKETS)
+                spark[BUCKETS - 1 - ago] = round(delivered / BUCKET_MINUTES, 2)
+        return Day(sparks, {number: rest for number, *rest in state.execute(RATES)})
+
+
 def _facts(state: Connection, targets: Mapping[int, Target]) -> dict[str, Any]:
     values = {"numbers": list(targets), "bound": BOUND + 1, "locks": DESTINATION_LOCKS}
-    sparks: dict[int, list[float]] = {number: [0.0] * BUCKETS for number in targets}
-    for number, ago, delivered in state.execute(DELIVERED, values):
-        if 0 <= ago < BUCKETS:
-            sparks[number][BUCKETS - 1 - ago] = round(delivered / BUCKET_MINUTES, 2)
     running = []
     for sync_id, pipeline, kind, run_id, number, start_at, done, rows, working in state.execute(UNDER_WAY, values):
         running.append(
@@ -164,8 +180,6 @@ def _facts(state: Connection, targets: Mapping[int, Target]) -> dict[str, Any]:
              "started_at": started_at, "done": None, "rows": None, "seconds_left": None}
         )  # fmt: skip
     return {
-        "sparks": sparks,
-        "rates": {number: rest for number, *rest in state.execute(RATES, values)},
         "last": {number: rest for number, *rest in state.execute(LAST, values)},
         "queues": {number: rest for number, *rest in state.execute(QUEUES, values)},
         "running": running,
@@ -237,7 +251,8 @@ def _destination(
     if known is None:
         return card
     succeeded, ended, result, failure, error = facts["last"][known.number]
-    delivered, dead, loads, failed = facts["rates"].get(known.number, (0, 0, 0, 0))
+    day: Day | None = facts["day"]
+    delivered, dead, loads, failed = day.rates.get(known.number, (0, 0, 0, 0)) if day else (0, 0, 0, 0)
     retry, letters = facts["queues"][known.number]
     behind, waiting, exact = _behind(known, source, now)
     loading = any(
@@ -263,11 +278,11 @@ def _destination(
             "retry": count(retry),
             "dead": count(letters),
         },
-        "per_minute": facts["sparks"][known.number],
-        "delivered": delivered,
+        "per_minute": day.sparks.get(known.number, [0.0] * BUCKETS) if day else None,
+        "delivered": delivered if day else None,
         "error_rate": dead / (delivered + dead) if delivered + dead else None,
-        "loads": loads,
-        "failed_loads": failed,
+        "loads": loads if day else None,
+        "failed_loads": failed if day else None,
         "last_success": succeeded,
         "last_failure": {"at": ended, "failure": failure, "error": error} if result == 0 else None,
     }

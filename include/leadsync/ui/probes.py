@@ -29,25 +29,30 @@ class Seen(Generic[T]):
 
 
 class Probe(Generic[T]):
-    """One question, asked at most every few seconds and by one thread at a time."""
+    """One question, asked at most every few seconds and by one thread at a time.
 
-    def __init__(self) -> None:
+    `slow`: of what changes slowly and is worth waiting for, such as a day's sums; it is asked ten times less often.
+    """
+
+    def __init__(self, *, slow: bool = False) -> None:
+        self._times = 10 if slow else 1
         self._lock = threading.Lock()
         self._value: T | None = None
         self._at: float | None = None
         self._problem: str | None = None
-        self._asked = 0.0
+        self._asked = float("-inf")
         self._running: threading.Event | None = None
 
     def look(self, ask: Callable[[], T]) -> Seen[T]:
         """The answer, as new as it can be without waiting long."""
         with self._lock:
-            if self._running is None and time.monotonic() - self._asked > FRESH:
+            if self._running is None and time.monotonic() - self._asked > FRESH * self._times:
                 self._running = threading.Event()
                 threading.Thread(target=self._ask, args=(ask, self._running), daemon=True).start()
-            running = self._running
+            running, known = self._running, self._at is not None
         if running is not None:
-            running.wait(PATIENCE)
+            # Where an earlier answer will do, nobody waits for a slow one.
+            running.wait(PATIENCE * (self._times if not known else 1))
         with self._lock:
             age = None if self._at is None else time.monotonic() - self._at
             return Seen(self._value, age, self._problem)

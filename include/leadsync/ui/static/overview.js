@@ -145,7 +145,7 @@ function known(pipeline, card) {
         : t(card.behind_is_exact ? "{time} behind" : "at most {time} behind", { time: duration(card.behind) }),
       card.loading && h("span", { class: "dim" }, ` · ${t("loading")}`),
     ),
-    sparkline(card.per_minute, label),
+    card.per_minute && sparkline(card.per_minute, label),
     h("p", { class: "dim caption" }, `${label}: ${t("{n} in all", { n: number(card.delivered) })}`),
     h(
       "dl",
