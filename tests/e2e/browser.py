@@ -64,7 +64,8 @@ class Person:
 
     def open(self, view: str = "overview") -> Frame:
         """Goes to a view of the page within Airflow's; returns the frame, with the view in it."""
-        self.page.goto(f"{self.airflow.stack.ui_url}/plugin/leadsync")
+        if "/plugin/leadsync" not in self.page.url:
+            self.page.goto(f"{self.airflow.stack.ui_url}/plugin/leadsync")
         frame = self.frame()
         frame.evaluate("view => { location.hash = view }", view)
         frame.locator(f"nav a[aria-current][href='#{view.partition('?')[0]}']").wait_for()
