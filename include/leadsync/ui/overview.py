@@ -84,7 +84,8 @@ SELECT o.sync_id::text, o.pipeline, o.kind, o.run_id, l.destination_id, l.start_
   FROM leadsync.operation_log l JOIN leadsync.sync_operation o USING (sync_id)
  WHERE l.end_at IS NULL AND o.superseded_at IS NULL AND l.destination_id = ANY (%(numbers)s)
    AND NOT EXISTS (SELECT FROM leadsync.operation_log n JOIN leadsync.sync_operation p USING (sync_id)
-                    WHERE n.destination_id = l.destination_id AND n.id > l.id AND p.kind = o.kind)
+                    WHERE n.destination_id = l.destination_id AND n.id > l.id AND p.kind = o.kind
+                      AND n.sync_id <> l.sync_id)
  ORDER BY l.start_at DESC LIMIT 50
 """
 
