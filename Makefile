@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test test-airflow test-rest chaos bench lock check docs
+.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-page lock check docs screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,11 +54,17 @@ chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on
 bench: $(STAMP) ## memory of every task over a window of 1,000,000 leads (about six minutes)
 	$(BIN)/python -m bench.memory
 
+bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
+	PYTHONPATH=include:. $(BIN)/python -m bench.page
+
 check: $(STAMP) ## reads the pipeline files and says what is wrong
 	$(BIN)/python -m leadsync check
 
 docs: $(STAMP) ## writes the documentation page of each CRM from its adapter
 	@$(BIN)/python -m leadsync docs
+
+screenshots: $(STAMP) ## makes the pictures of the page in docs/page anew (needs chromium)
+	LEADSYNC_SCREENSHOTS=docs/page $(BIN)/pytest tests/e2e/test_page.py -k "every_view or language"
 
 lock: ## compiles requirements.in into requirements.txt, fully pinned
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in -o requirements.txt

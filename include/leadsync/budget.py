@@ -167,6 +167,13 @@ def account_key(url: str, login: str, password: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def redis_keys(account: str, counted: Sequence[Limit]) -> list[str]:
+    """The account's keys in Redis: state, who is alive, the three lanes, the counts of each limit that is counted."""
+    prefix = f"leadsync:budget:{{{account}}}"  # the braces keep an account's keys on one node of a cluster
+    parts = ["state", "alive", "new", "retry", "bulk", *(f"count:{limit.seconds:.0f}" for limit in counted)]
+    return [f"{prefix}:{part}" for part in parts]
+
+
 class Budget:
     """The budgets in one Redis, as the loads of one lane see them. It takes the client over: how it retries changes."""
 
@@ -198,9 +205,7 @@ class Account:
         self._who = who
         self._check = check
         counted = [limit for limit in limits if not limit.spaced]
-        prefix = f"leadsync:budget:{{{key}}}"  # the braces keep an account's keys on one node of a cluster
-        parts = ["state", "alive", "new", "retry", "bulk", *(f"count:{limit.seconds:.0f}" for limit in counted)]
-        self._keys = [f"{prefix}:{part}" for part in parts]
+        self._keys = redis_keys(key, counted)
         self._id = uuid4().hex
         share = (1 - reserve) * (BULK_SHARE if budget.lane is Lane.BULK else 1)
         self._limits = [ceil(1_000_000 / rate(limits, reserve)), SLICES]

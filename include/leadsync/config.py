@@ -71,6 +71,9 @@ class Source(_Model):
     timezone: str = Field("UTC", description="in which a `timestamp` without zone is written")
     deleted: str | None = Field(None, description="soft-delete column: true, or a number other than 0")
     columns: tuple[str, ...] = Field(min_length=1, description="all columns that are read")
+    lookup: tuple[str, ...] = Field(
+        (), description="columns by which the page finds a lead, such as phone and e-mail; give each an index"
+    )
     bound: Literal["transactions", "lag"] = "transactions"
     lag: float = Field(0.0, ge=0, description="seconds behind the source's clock, with `bound: lag`")
     lookback: float = Field(0.0, ge=0, description="seconds that every window reaches back, with `bound: lag`")
@@ -82,6 +85,7 @@ class Source(_Model):
             ("key", self.key),
             ("watermark", (self.watermark,)),
             ("deleted", (self.deleted,)),
+            ("lookup", self.lookup),
         ):
             for name in names:
                 if name is not None and name not in self.columns:
@@ -128,6 +132,11 @@ class Destination(_Model):
     park_after: int = Field(3, ge=1, description="failed runs in a row after which it takes no part until it is well")
     max_rejected_floor: int = Field(20, ge=1, description="so many rejected leads are needed for that")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter")
+    record_url: str | None = Field(
+        None,
+        pattern=r"^(https?://[^{}\s]+|\{url\})[^{}\s]*\{id\}[^{}\s]*$",
+        description="a record in the CRM's own pages, such as {url}/{id}: {url} is the connection's address",
+    )
     crm_owned: tuple[str, ...] = Field(
         (), description="fields that people change in the CRM: comparing leaves them alone, a load still writes them"
     )

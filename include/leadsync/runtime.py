@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipExceptio
 from leadsync import operations
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
-from leadsync.config import Pipeline, Source, load_pipeline
+from leadsync.config import Destination, Pipeline, Source, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.dry_run import dry_run
@@ -247,20 +247,27 @@ def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAd
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     if target is None:
         raise ConfigError(f"the pipeline file has no destination {destination!r} any more; clear `extract` of this run")
+    with (
+        redis_client() as client,
+        closing(registry.build(target, endpoint(target), budget=Budget(client, lane))) as adapter,
+    ):
+        yield adapter
+
+
+def endpoint(target: Destination) -> Endpoint:
+    """What the destination's connection says."""
     connection = _connection(target.conn_id)
     if not connection.host:
         raise ConfigError(f"connection {target.conn_id} has no host: give it the CRM's address")
     address = connection.host if "://" in connection.host else f"https://{connection.host}"
     if connection.port:
         address = f"{address}:{connection.port}"
-    endpoint = Endpoint(
+    return Endpoint(
         url=address.rstrip("/"),
         login=connection.login or "",
         password=connection.password or "",
         extra=connection.extra_dejson,
     )
-    with _redis() as client, closing(registry.build(target, endpoint, budget=Budget(client, lane))) as adapter:
-        yield adapter
 
 
 @contextmanager
@@ -287,7 +294,8 @@ def _connection(conn_id: str) -> Any:
 
 
 @contextmanager
-def _database(conn_id: str) -> Iterator[psycopg.Connection[Any]]:
+def database(conn_id: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection in autocommit. Raises ConfigError or Unavailable when there is none to be had."""
     _connection(conn_id)
     hook = PostgresHook(conn_id, options=f"-c application_name={APPLICATION_NAME} -c timezone=UTC")
     try:
@@ -315,14 +323,14 @@ def _connect_error(conn_id: str, error: psycopg.OperationalError) -> LeadsyncErr
 @contextmanager
 def lead_store(source: Source) -> Iterator[LeadStore]:
     """The lead store, on a connection of its own."""
-    with _database(source.connection) as connection:
+    with database(source.connection) as connection:
         yield LeadStore(connection, source)
 
 
 @contextmanager
 def state_database() -> Iterator[psycopg.Connection[Any]]:
     """Leadsync's own database, in autocommit; its errors are named by their reaction on the way out."""
-    with clear_errors(), _database(STATE) as state:
+    with clear_errors(), database(STATE) as state:
         yield state
 
 
@@ -332,14 +340,15 @@ def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> I
 
     `again` is what a person does when a snapshot is lost.
     """
-    with state_database() as state, _redis() as client:
-        sealer = _sealer()
-        snapshots = SnapshotStore(client, sealer, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
-        yield Clients(state, sealer, snapshots, partial(lead_store, pipeline.source), partial(_adapter, pipeline, lane))
+    with state_database() as state, redis_client() as client:
+        sealing = sealer()
+        snapshots = SnapshotStore(client, sealing, pipeline.name, round(pipeline.snapshot_ttl_hours * 3600), again)
+        lend = partial(lead_store, pipeline.source)
+        yield Clients(state, sealing, snapshots, lend, partial(_adapter, pipeline, lane))
 
 
 @contextmanager
-def _redis() -> Iterator[redis.Redis]:
+def redis_client() -> Iterator[redis.Redis]:
     """Connects at the first command."""
     _connection(REDIS)
     hook: Any = RedisHook(REDIS)
@@ -350,5 +359,6 @@ def _redis() -> Iterator[redis.Redis]:
         client.close()
 
 
-def _sealer() -> Sealer:
+def sealer() -> Sealer:
+    """With the keys of the environment or of Airflow's variable."""
     return Sealer(os.environ.get("LEADSYNC_ENCRYPTION_KEY") or Variable.get(KEY_VARIABLE, default=""))

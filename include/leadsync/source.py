@@ -177,6 +177,16 @@ class LeadStore:
         )
         return int(self._one(query))
 
+    def oldest(self, lower: datetime | None) -> datetime | None:
+        """The oldest watermark at `lower` or later; None where there is none."""
+        column = sql.Identifier(self._source.watermark)
+        within = sql.SQL("{} >= {}").format(column, self._literal(lower)) if lower else sql.SQL("true")
+        query = sql.SQL("SELECT {moment} FROM {table} WHERE {within} ORDER BY {column} LIMIT 1")
+        found: datetime | None = self._one(
+            query.format(moment=self._moment(), table=self._table, within=within, column=column)
+        )
+        return found
+
     def slice_end(self, lower: datetime | None, upper: datetime, rows: int) -> datetime:
         """The end of the first window from `lower` on that holds at least `rows` rows, or else `upper`.
 

@@ -48,7 +48,8 @@ def _up(folder: Path) -> int:
         f"""
 Leadsync runs: {stack.ui_url}
   login        admin, password {stack.ui_password}
-  look first   {stack.ui_url}/dags/{DAG}: the runs, each destination by name
+  look first   {stack.ui_url}/plugin/leadsync: whether every CRM is up to date
+               {stack.ui_url}/dags/{DAG}: the runs, each destination by name
                {addresses["CRM_HUBSPOT_URL"]} (demo HubSpot) and
                {addresses["CRM_SALESFORCE_URL"]} (demo Salesforce): the leads as they arrive
                {addresses["LANDING_URL"]}: submit a lead of your own and watch it arrive

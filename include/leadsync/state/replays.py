@@ -17,12 +17,10 @@ import psycopg
 from leadsync.models import Digest
 from leadsync.state.dead_letters import NAMELESS
 
-# A group is what the recovery log calls it: reason, code and field.
-_GROUP: LiteralString = "concat_ws(' ', reason, nullif(code, ''), nullif(field, ''))"
-_SELECTED: LiteralString = f"""
+_SELECTED: LiteralString = """
  WHERE destination_id = %(destination)s AND resolved_at IS NULL AND sequence <= %(sequence)s
    AND (%(upto)s::bigint IS NULL OR id <= %(upto)s)
-   AND (%(group)s::text IS NULL OR {_GROUP} = %(group)s)
+   AND (%(group)s::text IS NULL OR error_group = %(group)s)
    AND (%(lead_keys)s::uuid[] IS NULL OR lead_key = ANY (%(lead_keys)s))
    AND NOT starts_with(external_id, %(nameless)s)
 """
@@ -37,14 +35,14 @@ SLICE: LiteralString = f"""
 SELECT id, external_id FROM leadsync.dead_letter {_SELECTED} AND id > %(after)s ORDER BY id LIMIT %(size)s
 """  # noqa: S608
 
-GROUPS: LiteralString = f"""
-SELECT destination, {_GROUP}, count(*)
+GROUPS: LiteralString = """
+SELECT destination, error_group, count(*)
   FROM leadsync.dead_letter JOIN leadsync.watermark USING (destination_id)
  WHERE destination_id = ANY (%(destinations)s) AND resolved_at IS NULL
    AND (%(sync_ids)s::uuid[] IS NULL OR sync_id = ANY (%(sync_ids)s))
    AND NOT starts_with(external_id, %(nameless)s)
  GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT %(limit)s
-"""  # noqa: S608
+"""
 
 # An open dead letter of each lead that has one, of the others that which was resolved last.
 LOOK_UP: LiteralString = """
