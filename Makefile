@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-page lock check docs screenshots
+.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-full bench-page lock check docs screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,11 +51,19 @@ test-rest: $(STAMP)
 chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on), or one SEED; STACK=1: under Airflow
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
-bench: $(STAMP) ## memory of every task over a window of 1,000,000 leads (about six minutes)
+bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; needs a C compiler)
+	$(BIN)/python -m bench.speed
+	$(BIN)/python -m bench.speed --latency 50
+	$(BIN)/python -m bench.freshness
+
+bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and the memory of every task (hours)
+	$(BIN)/python -m bench.speed --rows 1000000
+	$(BIN)/python -m bench.speed --rows 1000000 --latency 50
+	$(BIN)/python -m bench.freshness --minutes 30
 	$(BIN)/python -m bench.memory
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
-	PYTHONPATH=include:. $(BIN)/python -m bench.page
+	$(BIN)/python -m bench.page
 
 check: $(STAMP) ## reads the pipeline files and says what is wrong
 	$(BIN)/python -m leadsync check

@@ -29,7 +29,8 @@ def chromium(playwright: Playwright) -> Iterator[Browser]:
     own = playwright.chromium.executable_path
     found = next(filter(None, map(shutil.which, NAMES)), own if Path(own).exists() else None)
     if found is None:
-        pytest.fail(HOW_TO_INSTALL)
+        # Whoever has no browser still wants the other tests; CI has one, or is broken.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW_TO_INSTALL)
     # Chromium's sandbox does not work as root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     browser = playwright.chromium.launch(executable_path=found, args=arguments)
