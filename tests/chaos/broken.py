@@ -29,6 +29,7 @@ def hash_is_kept() -> None:
 def nothing_is_waited_out() -> None:
     """Whoever takes over from a dead sender starts at once."""
     fence.BUSY_FOR = "SELECT 0 WHERE %(destination)s IS NULL AND %(longest)s IS NULL"
+    fence.IS_BUSY = "SELECT false WHERE %(destination)s = %(destination)s"
 
 
 def nothing_is_fenced() -> None:

@@ -18,7 +18,7 @@ DAY = "2026-02-{:02}"
     ("change", "complaint"),
     [
         (lambda content: content["source"].pop("table"), "source.table: Field required"),
-        (lambda content: content["destinations"]["hubspot"].update(adapter="nobody"), "allowed: hubspot, salesforce"),
+        (lambda content: content["destinations"]["hubspot"].update(adapter="nobody"), "no adapter 'nobody'; allowed: "),
     ],
     ids=["field", "adapter"],
 )

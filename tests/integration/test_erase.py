@@ -40,7 +40,7 @@ SIGNS = ("ZQAPP", "Zelda", "Quill", "zelda@", "139000077")
 TABLES = {
     "alembic_version": False, "dead_letter": True, "delivery": True, "operation_data": True, "operation_log": False,
     "mended_group": False, "reconciliation": True, "reconciliation_finding": True, "recovery_log": True,
-    "retry_queue": True, "sync_operation": False, "watermark": False,
+    "retry_queue": True, "sender": False, "sync_operation": False, "watermark": False,
 }  # fmt: skip
 
 
