@@ -53,7 +53,10 @@ def letters(airflow: Airflow) -> Iterator[Airflow]:
     airflow.run()
     airflow.simulators["hubspot"].faults()
     yield airflow
-    airflow.at("leadsync_replay").run(all=True, pipeline="leads")
+    # Whatever became of them here, they are delivered: other tests want the CRMs in step.
+    airflow.hive.execute("UPDATE customer SET city = 'Köln' WHERE appkey = 'PAGE'")
+    airflow.run()
+    airflow.assert_in_step()
 
 
 def in_letters(someone: Person) -> Frame:

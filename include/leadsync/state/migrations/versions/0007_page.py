@@ -9,8 +9,10 @@ UP = """
 -- The kind of failure, as recovery log and replays name it: one home, and an index that leads from group to group.
 ALTER TABLE leadsync.dead_letter
     ADD COLUMN error_group text NOT NULL
-    GENERATED ALWAYS AS (reason || coalesce(' ' || nullif(code, ''), '') || coalesce(' ' || nullif(field, ''), ''))
-    STORED;
+    GENERATED ALWAYS AS (
+        -- What a CRM calls code or field may be as long as it likes, an entry of an index may not.
+        left(reason || coalesce(' ' || nullif(code, ''), '') || coalesce(' ' || nullif(field, ''), ''), 200)
+    ) STORED;
 CREATE INDEX dead_letter_group ON leadsync.dead_letter (destination_id, error_group, id) WHERE resolved_at IS NULL;
 CREATE INDEX dead_letter_group_seen ON leadsync.dead_letter (destination_id, error_group, updated_at)
  WHERE resolved_at IS NULL;
