@@ -29,8 +29,8 @@ CREATE TABLE IF NOT EXISTS customer (
     PRIMARY KEY (appkey, uid)
 );
 CREATE INDEX IF NOT EXISTS customer_update_time ON customer (update_time, appkey, uid);
-CREATE INDEX IF NOT EXISTS customer_phone ON customer (phone);
-CREATE INDEX IF NOT EXISTS customer_email ON customer (email);
+CREATE INDEX IF NOT EXISTS customer_phone ON customer USING hash (phone);  -- of any length
+CREATE INDEX IF NOT EXISTS customer_email ON customer USING hash (email);
 CREATE OR REPLACE FUNCTION stamp_update_time() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.update_time := clock_timestamp();
