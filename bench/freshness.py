@@ -22,9 +22,11 @@ from bench.stack import running_stack
 from demo.stack.stack import Stack
 
 CRMS = {"hubspot": "leadsync_updated_at", "salesforce": "Updated_At__c"}
-INSERT = (
-    "INSERT INTO customer (appkey, uid, name, email, city) VALUES ('FRESH', %s, 'Lead', 'lead@example.com', 'Köln')"
-)
+# HubSpot wants addresses to be unique.
+INSERT = """
+INSERT INTO customer (appkey, uid, name, email, city)
+VALUES ('FRESH', %(uid)s::bigint, 'Lead', 'lead' || %(uid)s::bigint || '@example.com', 'Köln')
+"""
 UPDATE = "UPDATE customer SET name = 'Changed' || clock_timestamp() WHERE appkey = 'FRESH' AND uid = %s"
 UPDATES = 0.3  # share of the changes
 
@@ -40,7 +42,7 @@ def write(dsn: str, rate: float, seconds: float) -> int:
                 connection.execute(UPDATE, (chance.randrange(1, leads - int(rate * 30)),))
             else:
                 leads += 1
-                connection.execute(INSERT, (leads,))
+                connection.execute(INSERT, {"uid": leads})
             made += 1
             if now - said > 60:
                 said = now
