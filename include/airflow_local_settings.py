@@ -1,5 +1,5 @@
 """Airflow imports this in every process as it starts. Whoever runs tasks makes them by forking: what is imported here,
-each of them finds imported, and has not to spend half a second of processor time on it.
+each of them finds imported, and has not to spend its own time on it.
 """
 
 import sys
