@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from leadsync import parking, windows
+from leadsync import parking, tracing, windows
 from leadsync.clients import Clients
 from leadsync.config import Pipeline
 from leadsync.errors import ConfigError, LeadsyncError, SnapshotError, Superseded
@@ -102,25 +102,27 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
     They are read under the pipeline's lock and a sequence taken in it, so that a higher sequence is newer.
     """
     state, snapshots = clients.state, clients.snapshots
-    try:
-        policy = snapshots.eviction_policy()
-        if policy is not None:
-            message = (
-                f"Redis evicts keys when it is full (maxmemory-policy {policy}), so snapshots may vanish; "
-                "set maxmemory-policy noeviction"
-            )
-            log.warning("eviction", reason=message)
-            recovery_log.append(state, pipeline.name, "redis", message, sync_id=operation.sync_id)
-        # Closed: a read that is left half done holds its connection, whose end would then be waited for in vain.
-        with fence.pipeline_lock(state, pipeline.name), closing(_rows(read)) as rows:
-            sequence = operations.take_sequence(state)
-            manifest = snapshots.write(operation.snapshot_id, rows, sequence, pipeline.source.columns)
-            shards = _shards(clients, pipeline, operation, manifest)
-            if not operations.record_snapshot(state, operation, sequence, manifest.rows, shards):
-                raise Superseded("`extract` of this run was run again since; nothing was lost")
-    except SnapshotError as error:
-        recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
-        raise
+    with tracing.span("snapshot", pipeline=pipeline.name, sync_id=operation.sync_id) as span:
+        try:
+            policy = snapshots.eviction_policy()
+            if policy is not None:
+                message = (
+                    f"Redis evicts keys when it is full (maxmemory-policy {policy}), so snapshots may vanish; "
+                    "set maxmemory-policy noeviction"
+                )
+                log.warning("eviction", reason=message)
+                recovery_log.append(state, pipeline.name, "redis", message, sync_id=operation.sync_id)
+            # Closed: a read that is left half done holds its connection, whose end would then be waited for in vain.
+            with fence.pipeline_lock(state, pipeline.name), closing(_rows(read)) as rows:
+                sequence = operations.take_sequence(state)
+                manifest = snapshots.write(operation.snapshot_id, rows, sequence, pipeline.source.columns)
+                shards = _shards(clients, pipeline, operation, manifest)
+                if not operations.record_snapshot(state, operation, sequence, manifest.rows, shards):
+                    raise Superseded("`extract` of this run was run again since; nothing was lost")
+        except SnapshotError as error:
+            recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
+            raise
+        tracing.note(span, rows=manifest.rows, chunks=manifest.chunks, shards=shards)
     log.info("snapshot", sync_id=operation.sync_id, **asdict(manifest))
 
 
@@ -143,6 +145,15 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, s
 
     Raises what the retry is to react to.
     """
+    names = {"pipeline": pipeline.name, "sync_id": sync_id, "destination": destination}
+    with tracing.span("load", **names, shard=shard) as span:
+        counts = asdict(_load(clients, pipeline, sync_id, destination, shard))
+        tracing.note(span, **counts)
+    log.info("loaded", destination=destination, **counts)
+    return counts
+
+
+def _load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, shard: int) -> operations.Counts:
     operation, state = current(clients, sync_id), clients.state
     if shard >= operation.shards:
         raise Superseded(f"the snapshot has {operation.shards} shards, and not so many as before: clear `snapshot`")
@@ -182,8 +193,7 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, s
                     state, pipeline.name, error.kind, str(error), destination=destination, sync_id=sync_id
                 )
         raise
-    log.info("loaded", destination=destination, **asdict(counts))
-    return asdict(counts)
+    return counts
 
 
 def probe(clients: Clients, pipeline: Pipeline, destination: str) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 import structlog
 
+from leadsync import tracing
 from leadsync.crm.base import CRMAdapter
 from leadsync.errors import FenceLost, LeadsyncError
 from leadsync.models import Lead, Outcome, Status
@@ -34,6 +36,7 @@ class Sender:
         self._stopping = threading.Event()
         self.adapter = adapter
         adapter.before_request = self.before_request
+        self._trace = tracing.here()
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="sender")
         self._careful = threading.Lock()
         self._lock = threading.Lock()
@@ -88,6 +91,14 @@ class Sender:
             self._fence.left_at_work(False)
 
     def _send(self, leads: Sequence[Lead], delete: bool) -> list[Outcome]:
+        name = self.adapter.destination.name
+        with tracing.span("batch", self._trace, destination=name, leads=len(leads), delete=delete) as span:
+            outcomes = self._carefully(leads, delete)
+            if span.is_recording():
+                tracing.note(span, **Counter(outcome.status.value for outcome in outcomes))
+        return outcomes
+
+    def _carefully(self, leads: Sequence[Lead], delete: bool) -> list[Outcome]:
         if not self.proven:
             # One at a time until one got through: an outage then costs few leads an attempt.
             with self._careful:
