@@ -145,8 +145,7 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, s
 
     Raises what the retry is to react to.
     """
-    names = {"pipeline": pipeline.name, "sync_id": sync_id, "destination": destination}
-    with tracing.span("load", **names, shard=shard) as span:
+    with tracing.span("load", pipeline=pipeline.name, sync_id=sync_id, destination=destination, shard=shard) as span:
         counts = asdict(_load(clients, pipeline, sync_id, destination, shard))
         tracing.note(span, **counts)
     log.info("loaded", destination=destination, **counts)
