@@ -52,6 +52,7 @@ chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
 bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; needs a C compiler)
+	$(BIN)/python -m bench.adapters
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.speed --latency 50
 	$(BIN)/python -m bench.freshness
