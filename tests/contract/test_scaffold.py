@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("include", "tests/contract/suite.py", "tests/support", "tests/conftest.py", "pyproject.toml")
-NAME = "acme"
+NAME = "made_for_a_test"  # nobody else takes it
 PYTHON = sys.executable
 
 
