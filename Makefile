@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-full bench-page lock check docs screenshots
+.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-full bench-page lock check docs new-crm screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,7 @@ chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
 bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; needs a C compiler)
+	$(BIN)/python -m bench.adapters
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.speed --latency 50
 	$(BIN)/python -m bench.freshness
@@ -70,6 +71,9 @@ check: $(STAMP) ## reads the pipeline files and says what is wrong
 
 docs: $(STAMP) ## writes the documentation page of each CRM from its adapter
 	@$(BIN)/python -m leadsync docs
+
+new-crm: $(STAMP) ## writes adapter, simulator and test of a new CRM, to be changed: NAME=acme
+	@$(BIN)/python -m leadsync new-crm '$(NAME)'
 
 screenshots: $(STAMP) ## makes the pictures of the page in docs/page anew (needs chromium)
 	LEADSYNC_SCREENSHOTS=docs/page $(BIN)/pytest tests/e2e/test_page.py -k "every_view or language"

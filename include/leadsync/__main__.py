@@ -1,4 +1,4 @@
-"""The command line: `python -m leadsync` with `check`, `migrate`, `operation`, `erase` or `docs`."""
+"""The command line: `python -m leadsync` with `check`, `migrate`, `operation`, `erase`, `docs` or `new-crm`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import psycopg
 
 from leadsync import operation_log
 from leadsync.config import load_pipelines
-from leadsync.crm import pages, registry
+from leadsync.crm import pages, registry, scaffold
 from leadsync.errors import LeadsyncError
 from leadsync.sealing import Sealer
 from leadsync.state import schema
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
-DOCS = Path(__file__).parents[2] / "docs" / "crm"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "crm"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     docs = commands.add_parser("docs", help="write the documentation page of each adapter from its class")
     docs.add_argument("--folder", type=Path, default=DOCS, help="default: %(default)s")
     docs.set_defaults(run=_docs)
+    new = commands.add_parser("new-crm", help="write adapter, simulator and test of a new CRM, to be changed")
+    new.add_argument("name", help="as the pipeline file will say in `adapter`, such as acme")
+    new.set_defaults(run=_new_crm)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -97,6 +101,12 @@ def _erase(arguments: argparse.Namespace) -> None:
 def _docs(arguments: argparse.Namespace) -> None:
     for path in pages.write(arguments.folder):
         print(path)
+
+
+def _new_crm(arguments: argparse.Namespace) -> None:
+    for path in scaffold.write(arguments.name, ROOT):
+        print(path.relative_to(ROOT))
+    print(scaffold.next_steps(arguments.name))
 
 
 def _dsn(arguments: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from leadsync.crm import pages, registry
+from leadsync.crm import pages, registry, scaffold
 from tests.contract.suite import AdapterSuite
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,12 @@ def test_every_adapter_is_documented(name: str) -> None:
     written = (ROOT / "docs" / "crm" / f"{name}.md").read_text()
     assert written == pages.page(registry.adapter_class(name)), "run `make docs`"
     assert f"docs/crm/{name}.md" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", registry.adapter_names())
+def test_nothing_that_the_template_wants_changed_is_left(name: str) -> None:
+    written = [(ROOT / path.format(name=name)) for path in scaffold.FILES.values()]
+    assert [path.name for path in written if path.is_file() and "CHANGE:" in path.read_text()] == []
 
 
 @pytest.mark.parametrize("name", registry.adapter_names())

@@ -1,10 +1,11 @@
-"""The vendors' own clients, used as they come, work against the simulators: so these are to be believed."""
+"""The clients that others use against the real CRMs work against the simulators: so these are to be believed."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import odoorpc
 import pytest
 from hubspot import HubSpot
 from hubspot.crm.contacts import (
@@ -18,7 +19,7 @@ from simple_salesforce import Salesforce
 from simple_salesforce.exceptions import SalesforceExpiredSession, SalesforceOperationError, SalesforceResourceNotFound
 
 from tests.contract.calls import Client
-from tests.support.simulators import Simulator
+from tests.support.simulators import Simulator, Simulators
 
 KEY = "leadsync_external_id"
 
@@ -37,6 +38,19 @@ def contacts(hubspot: Simulator) -> Any:
 def salesforce_client(salesforce: Simulator) -> Salesforce:
     client = Salesforce(instance_url=salesforce.url, session_id=Client(salesforce).token, version="62.0")
     client.base_url = f"{salesforce.url}/services/data/v62.0/"  # it insists on https otherwise
+    return client
+
+
+@pytest.fixture
+def odoo(simulators: Simulators) -> Simulator:
+    simulators["odoo"].reset()
+    return simulators["odoo"]
+
+
+@pytest.fixture
+def odoo_client(odoo: Simulator) -> odoorpc.ODOO:
+    client = odoorpc.ODOO("127.0.0.1", port=odoo.port)
+    client.login("demo", odoo.client_id, odoo.client_secret)
     return client
 
 
@@ -148,3 +162,43 @@ def test_salesforce_bulk_jobs_that_fail(salesforce_client: Salesforce, salesforc
             records=[{"Leadsync_Id__c": "A:1", "Nope__c": "x"}], external_id_field="Leadsync_Id__c", wait=0.01
         )
     assert salesforce.journal() == []
+
+
+def test_odoo_loads_by_external_id_reads_writes_and_deletes(odoo_client: odoorpc.ODOO, odoo: Simulator) -> None:
+    assert odoo_client.version == "18.0"
+    leads = odoo_client.env["crm.lead"]
+    first = leads.load(["id", "name", "city"], [["leadsync.A", "Li", "Berlin"], ["leadsync.B", "Bo", ""]])
+    again = leads.load(["id", "name", "team_id"], [["leadsync.A", "Lei", "Sales"]])
+    assert again["ids"] == first["ids"][:1]
+    assert leads.read(first["ids"], ["name", "city"]) == [
+        {"id": first["ids"][0], "name": "Lei", "city": "Berlin"}, {"id": first["ids"][1], "name": "Bo", "city": False}
+    ]  # fmt: skip
+    assert leads.read(again["ids"], ["team_id"])[0]["team_id"] == [1, "Sales"]
+    # A record reads all of its fields at once, relations as ids.
+    assert [lead.name for lead in leads.browse(first["ids"])] == ["Lei", "Bo"]
+    leads.write(first["ids"][1:], {"city": "Köln"})
+    assert odoo.records()["B"]["city"] == "Köln"
+    assert leads.unlink(first["ids"][:1]) is True
+    assert set(odoo.records()) == {"B"}
+    names = [["module", "=", "leadsync"], ["model", "=", "crm.lead"], ["name", "in", ["A", "B"]]]
+    assert odoo_client.execute("ir.model.data", "search_count", names) == 1
+
+
+def test_odoo_tells_what_is_wrong(odoo_client: odoorpc.ODOO, odoo: Simulator) -> None:
+    leads = odoo_client.env["crm.lead"]
+    refused = leads.load(["id", "name", "x_leadsync_updated_at"], [["leadsync.A", "Li", "one fine day"]])
+    assert refused["ids"] is False
+    assert [(message["type"], message["field"]) for message in refused["messages"]] == [
+        ("error", "x_leadsync_updated_at")
+    ]
+    for call, name in (
+        (lambda: leads.write([999], {"name": "x"}), "odoo.exceptions.MissingError"),
+        (lambda: leads.load(["id", "no_such_field"], [["leadsync.A", "x"]]), "builtins.ValueError"),
+        (lambda: odoo_client.env["no.such.model"], "odoo.exceptions.UserError"),
+    ):
+        with pytest.raises(odoorpc.error.RPCError) as caught:
+            call()
+        assert caught.value.info["data"]["name"] == name
+    with pytest.raises(odoorpc.error.RPCError, match="Wrong login"):
+        odoo_client.login("demo", odoo.client_id, "wrong")
+    assert odoo.journal() == []

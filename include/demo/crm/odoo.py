@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
 DATABASE = "demo"
 USER = 2
-MODEL, NAMES = "crm.lead", "ir.model.data"
+MODEL, NAMES, USERS = "crm.lead", "ir.model.data", "res.users"
 KEY = "id"
 MODULE = "leadsync."
 MANY_ERRORS = 10
@@ -22,6 +23,8 @@ STATUSES = {"odoo.exceptions.AccessDenied": 403, "odoo.exceptions.AccessError": 
             "odoo.exceptions.MissingError": 404, "odoo.exceptions.UserError": 422,
             "odoo.exceptions.ValidationError": 422, "werkzeug.exceptions.NotFound": 404,
             "werkzeug.exceptions.UnprocessableEntity": 422, "werkzeug.exceptions.Unauthorized": 401}  # fmt: skip
+
+VERSION = {"server_version": "18.0", "server_serie": "18.0", "protocol_version": 1}
 
 Domain = Sequence[Sequence[Any]]
 
@@ -53,18 +56,20 @@ class Odoo(Vendor):
         # Each with the names of its parameters, in order; `ids` and `context` are any method's.
         self._methods: dict[tuple[str, str], tuple[Callable[..., Any], tuple[str, ...]]] = {
             (MODEL, "load"): (self._load, ("fields", "data")),
-            (MODEL, "read"): (self._read, ("ids", "fields")),
+            (MODEL, "read"): (self._read, ("ids", "fields", "load")),
             (MODEL, "write"): (self._write, ("ids", "vals")),
             (MODEL, "unlink"): (self._unlink, ("ids",)),
             (MODEL, "fields_get"): (self._fields_get, ("allfields", "attributes")),
             (MODEL, "search_count"): (self._count_leads, ("domain",)),
             (NAMES, "search_read"): (self._search_names, ("domain", "fields")),
             (NAMES, "search_count"): (self._count_names, ("domain",)),
+            (USERS, "context_get"): (lambda: {"lang": "en_US", "tz": "Europe/Berlin"}, ()),
         }
 
     def routes(self) -> list[Route]:
         return [
             ("POST", "/jsonrpc", self._json_rpc),
+            ("POST", "/web/webclient/version_info", self._version_info),
             ("POST", r"/json/2/(?P<model>[\w.]+)/(?P<method>\w+)", self._json2),
         ]
 
@@ -109,26 +114,36 @@ class Odoo(Vendor):
             raise Refusal(Response(200, {**envelope, "result": back.result})) from None
         return Response(200, {**envelope, "result": result})
 
+    def _version_info(self, request: Request) -> Response:
+        """What clients ask before they know who they are."""
+        return Response(200, {"jsonrpc": "2.0", "id": request.json().get("id"), "result": VERSION})
+
     def _service(self, service: str, method: str, arguments: list[Any]) -> Any:
         if (service, method) == ("common", "version"):
-            return {"server_version": "18.0", "server_serie": "18.0", "protocol_version": 1}
+            return VERSION
         if service == "common" and method in ("login", "authenticate"):
             database, login, password, *_ = arguments
             _check_database(database)
             return USER if login == self._credentials[0] and self._opens(password) else False
-        if (service, method) != ("object", "execute_kw"):
+        if service != "object" or method not in ("execute", "execute_kw"):
             raise Fault("builtins.Exception", f"Method not found: {method}")
-        database, user, password, model, name, placed, *named = arguments
+        database, user, password, model, name, *rest = arguments
+        placed = rest[0] if method == "execute_kw" else rest
+        named: dict[str, Any] = rest[1] if method == "execute_kw" and len(rest) > 1 else {}
         _check_database(database)
         if user != USER or not self._opens(password):
             raise Fault("odoo.exceptions.AccessDenied", "Access Denied")
-        if model not in (MODEL, NAMES):
+        if model not in (MODEL, NAMES, USERS):
             raise Fault("odoo.exceptions.UserError", f"Object {model} doesn't exist")
         act, parameters = self._method(model, name)
-        given = dict(zip(parameters, placed, strict=False)) | (named[0] if named else {})
+        given = dict(zip(parameters, placed, strict=False)) | named
         given.pop("context", None)
-        if len(placed) > len(parameters) or set(given) != set(parameters):
-            raise Fault("builtins.TypeError", f"{name}() got unexpected or misses required arguments")
+        try:
+            if len(placed) > len(parameters):
+                raise TypeError
+            inspect.signature(act).bind(**given)
+        except TypeError:
+            raise Fault("builtins.TypeError", f"{name}() got unexpected or misses required arguments") from None
         return act(**given)
 
     def _json2(self, request: Request) -> Response:
@@ -149,7 +164,8 @@ class Odoo(Vendor):
             given.pop("context", None)
             if "ids" in parameters:
                 given.setdefault("ids", [])
-            if missing := sorted(set(parameters) - set(given)):
+            required = {name for name, each in inspect.signature(act).parameters.items() if each.default is each.empty}
+            if missing := sorted(required - set(given)):
                 raise Fault("werkzeug.exceptions.UnprocessableEntity", f"missing a required argument: '{missing[0]}'")
             if unknown := sorted(set(given) - set(parameters)):
                 text = f"got an unexpected keyword argument '{unknown[0]}'"
@@ -219,13 +235,21 @@ class Odoo(Vendor):
             return self.store.update(found, external_id, fields | named, named, named | sent).number
         return self.store.create(external_id, fields | named, named, named | sent).number
 
-    def _read(self, ids: list[int], fields: list[str]) -> list[dict[str, Any]]:
-        """Those that are there, archived ones too; the others are skipped."""
+    def _read(self, ids: list[int], fields: Sequence[str] = (), load: str = "_classic_read") -> list[dict[str, Any]]:
+        """Those that are there, archived ones too, with all fields where none is named; the others are skipped.
+
+        Relations come with the names of what they lead to, with another `load` as ids alone.
+        """
+        fields = fields or list(FIELDS)
         for name in fields:
             if name not in FIELDS:
                 raise Fault("builtins.ValueError", f"Invalid field '{name}' on model '{MODEL}'")
+        named = load == "_classic_read"
         rows = [
-            {"id": row.number, **{name: FIELDS[name].shown(row.fields.get(name)) for name in fields if name != "id"}}
+            {
+                "id": row.number,
+                **{name: FIELDS[name].shown(row.fields.get(name), named=named) for name in fields if name != "id"},
+            }
             for row in self._live(ids)
         ]
         return rows[: len(rows) // 2] if rows and self.faults.strikes("half_page") else rows
@@ -250,7 +274,7 @@ class Odoo(Vendor):
             self.store.delete(row)
         return True
 
-    def _fields_get(self, allfields: list[str], attributes: list[str]) -> dict[str, Any]:
+    def _fields_get(self, allfields: Sequence[str] = (), attributes: Sequence[str] = ()) -> dict[str, Any]:
         return {
             name: {key: value for key, value in field.document().items() if key in attributes or not attributes}
             for name, field in FIELDS.items()

@@ -39,11 +39,14 @@ class Field:
             about["relation"] = "crm.team" if self.type == "many2one" else "crm.tag"
         return about
 
-    def shown(self, value: Any) -> Any:
-        """A value that is kept, as `read` has it: nothing is False, or 0 where the field holds a number."""
+    def shown(self, value: Any, *, named: bool = True) -> Any:
+        """A value that is kept, as `read` has it: nothing is False, or 0 where the field holds a number.
+
+        A relation comes with its name where it is to be `named`.
+        """
         if value is None:
             return {"integer": 0, "monetary": 0.0, "many2many": []}.get(self.type, False)
-        return [value, TEAMS[value]] if self.type == "many2one" else value
+        return [value, TEAMS[value]] if self.type == "many2one" and named else value
 
     def loaded(self, text: str) -> Any:
         """What `load` makes of a cell, None for no value. Raises Problem."""
