@@ -14,19 +14,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import leads
+from bench.peers.environments import binary
 from bench.world import World, running_world
 
 ROOT = Path(__file__).parents[1]
-CASES = {
-    "Leadsync": ["-m", "bench.sync"],
-    "Leadsync, Salesforce": ["-m", "bench.sync", "--adapter", "salesforce"],
-    "script, batches of 100": ["-m", "bench.peers.script"],
+PEERS = "bench/peers"
+
+
+def dlt(*arguments: str) -> list[str]:
+    return [binary("dlt", "python"), f"{PEERS}/dlt_sync.py", *arguments]
+
+
+# The commands are made late: a tool is installed only when it is measured.
+CASES: dict[str, Callable[[], list[str]]] = {
+    "Leadsync": lambda: [sys.executable, "-m", "bench.sync"],
+    "Leadsync, Salesforce": lambda: [sys.executable, "-m", "bench.sync", "--adapter", "salesforce"],
+    "script, batches of 100": lambda: [sys.executable, f"{PEERS}/script.py"],
+    "dlt, sqlalchemy": lambda: dlt("sqlalchemy"),
+    "dlt, pyarrow": lambda: dlt("pyarrow"),
+    "dlt, connectorx": lambda: dlt("connectorx"),
+    "dlt, connectorx, tuned": lambda: dlt("connectorx", "--tuned"),
+    "drt, batches of 100": lambda: [sys.executable, f"{PEERS}/drt.py", binary("drt", "drt")],
 }
 
 
@@ -48,7 +62,7 @@ def run(world: World, command: Sequence[str], rows: int, expected: str, latency:
     before = world.postgres_seconds()
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *command], stdout=output, env=environment, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=output, env=environment, cwd=ROOT)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -78,6 +92,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(CASES), help="default: all of them")
     arguments = parser.parse_args()
     rows, names = arguments.rows, arguments.only or list(CASES)
+    commands = {name: CASES[name]() for name in names}
     found: dict[str, list[Run]] = {name: [] for name in names}
     with running_world() as world:
         print(f"filling the lead store with {rows:,} leads", flush=True)
@@ -85,7 +100,7 @@ def main() -> int:
         expected = leads.keysum(rows)
         for number in range(arguments.rounds):
             for name in names:
-                found[name].append(one := run(world, CASES[name], rows, expected, arguments.latency))
+                found[name].append(one := run(world, commands[name], rows, expected, arguments.latency))
                 print(f"round {number + 1}: {name}: {one.wall:.1f} s {one.seconds}", flush=True)
     print(table(found, rows, arguments.latency))
     return 0
