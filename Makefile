@@ -55,12 +55,14 @@ bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; 
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.speed --latency 50
 	$(BIN)/python -m bench.freshness
+	$(BIN)/python -m bench.quota --seconds 60
 
 bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and the memory of every task (hours)
 	$(BIN)/python -m bench.speed --rows 1000000
 	$(BIN)/python -m bench.speed --rows 1000000 --latency 50
 	$(BIN)/python -m bench.freshness --minutes 30
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.quota --seconds 300
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
 	$(BIN)/python -m bench.page

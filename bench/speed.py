@@ -72,7 +72,7 @@ def run(world: World, command: Sequence[str], rows: int, expected: str, latency:
         raise SystemExit(f"{' '.join(command)} failed: {process.returncode}")
     told: dict[str, Any] = json.loads(lines[-1])
     time.sleep(0.5)  # until the connection's process has ended, and its time is its parent's
-    stats = world.stats()
+    stats = world.crm.stats()
     if (told["rows"], stats["records"], stats["keysum"]) != (rows, rows, expected):
         raise SystemExit(f"{' '.join(command)}: not every lead arrived once: {told['rows']} rows, {stats}")
     return Run(

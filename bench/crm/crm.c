@@ -12,9 +12,10 @@
      GET   /_stats                              counters; POST /_reset forgets them
      POST  /_config?latency_ms=50&limit=190     changes the options
 
-   `latency_ms` is how long each answer is held back; `limit` is how many requests it takes in each fixed window of `window_s`
+   `latency_ms` is how long each answer is held back; `limit` is how many requests it takes in any window of `window_s`
    seconds, the others get a 429 with Retry-After. In /_stats `keysum` is the sum of the FNV-1a hashes of all keys, in no
-   order: the same number of records and the same keysum as expected mean the same leads. */
+   order: the same number of records and the same keysum as expected mean the same leads. `taken` is the number of requests
+   that were not throttled, `seconds` the time from the first of them to the last. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,9 +45,12 @@ struct connection {
 
 struct key { const char *text; size_t length; };
 
-static double latency, limit, window = 10, window_began;
-static uint64_t window_requests;
-static struct { uint64_t requests, records, refused, throttled, bytes, keysum, at_once, most_at_once; } stats;
+static double latency, window = 10, *taken_at; /* when the last `limit` requests were taken, a ring */
+static size_t limit, ring_used;
+static struct {
+    uint64_t requests, records, refused, throttled, taken, bytes, keysum, at_once, most_at_once;
+    double first, last;
+} stats;
 static struct connection *oldest, **newest = &oldest, *graves;
 static struct key keys[200000];
 static int events, port;
@@ -127,6 +131,9 @@ static void configure(const char *target) {
     latency = option(target, "latency_ms", latency * 1e3) / 1e3;
     limit = option(target, "limit", limit);
     window = option(target, "window_s", window);
+    taken_at = realloc(taken_at, (limit + 1) * sizeof *taken_at);
+    if (!taken_at) abort();
+    ring_used = 0;
 }
 
 static void answer(struct connection *to, const char *status, const char *headers, struct buffer *body) {
@@ -144,16 +151,23 @@ static void refuse(struct connection *to, struct buffer *body) {
 }
 
 static int throttled(struct connection *to, struct buffer *body) {
-    if (limit <= 0) return 0;
     double at = now();
-    if (at - window_began >= window) window_began = at, window_requests = 0;
-    if (++window_requests <= limit) return 0;
-    stats.throttled++;
-    char headers[60];
-    snprintf(headers, sizeof headers, "Retry-After: %d\r\n", (int)(window_began + window - at) + 1);
-    say(body, "{\"status\": \"error\", \"message\": \"too many requests\", \"policyName\": \"TEN_SECONDLY_ROLLING\"}");
-    answer(to, "429 Too Many Requests", headers, body);
-    return 1;
+    if (limit) {
+        double *oldest_taken = &taken_at[ring_used % limit];
+        if (ring_used >= limit && *oldest_taken + window > at) {
+            stats.throttled++;
+            char headers[60];
+            snprintf(headers, sizeof headers, "Retry-After: %d\r\n", (int)(*oldest_taken + window - at) + 1);
+            say(body, "{\"status\": \"error\", \"message\": \"too many requests\", \"policyName\": \"TEN_SECONDLY_ROLLING\"}");
+            answer(to, "429 Too Many Requests", headers, body);
+            return 1;
+        }
+        *oldest_taken = at;
+        ring_used++;
+    }
+    if (!stats.taken++) stats.first = at;
+    stats.last = at;
+    return 0;
 }
 
 static void take(struct connection *to, const char *target, const char *content, size_t length, struct buffer *body) {
@@ -193,11 +207,12 @@ static int handle(struct connection *to, const char *target, const char *content
     if (!strncmp(target, "/_", 2)) {
         char text[400];
         if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats);
-        if (!strncmp(target, "/_config", 8)) configure(target), window_requests = 0;
+        if (!strncmp(target, "/_config", 8)) configure(target);
         snprintf(text, sizeof text,
-            "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"bytes\": %lu, "
-            "\"keysum\": \"%016lx\", \"most_at_once\": %lu}",
-            stats.requests, stats.records, stats.refused, stats.throttled, stats.bytes, stats.keysum, stats.most_at_once);
+            "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"taken\": %lu, \"seconds\": %.3f, "
+            "\"bytes\": %lu, \"keysum\": \"%016lx\", \"most_at_once\": %lu}",
+            stats.requests, stats.records, stats.refused, stats.throttled, stats.taken, stats.last - stats.first,
+            stats.bytes, stats.keysum, stats.most_at_once);
         say(&body, text);
         answer(to, "200 OK", "", &body);
         return 1;
