@@ -55,14 +55,18 @@ bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; 
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.speed --latency 50
 	$(BIN)/python -m bench.freshness
+	$(BIN)/python -m bench.steps --rows 100000
 	$(BIN)/python -m bench.quota --seconds 60
+	$(BIN)/python -m bench.destinations --rows 40000 --rounds 1
 
 bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and the memory of every task (hours)
 	$(BIN)/python -m bench.speed --rows 1000000
 	$(BIN)/python -m bench.speed --rows 1000000 --latency 50
 	$(BIN)/python -m bench.freshness --minutes 30
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.steps
 	$(BIN)/python -m bench.quota --seconds 300
+	$(BIN)/python -m bench.destinations
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
 	$(BIN)/python -m bench.page
