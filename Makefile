@@ -58,6 +58,8 @@ bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; 
 	$(BIN)/python -m bench.steps --rows 100000
 	$(BIN)/python -m bench.quota --seconds 60
 	$(BIN)/python -m bench.destinations --rows 40000 --rounds 1
+	$(BIN)/python -m bench.shards --rows 100000 --rounds 1
+	$(BIN)/python -m bench.ledger --rows 2000000 --rounds 3
 
 bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and the memory of every task (hours)
 	$(BIN)/python -m bench.speed --rows 1000000
@@ -67,6 +69,8 @@ bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and 
 	$(BIN)/python -m bench.steps
 	$(BIN)/python -m bench.quota --seconds 300
 	$(BIN)/python -m bench.destinations
+	$(BIN)/python -m bench.shards
+	$(BIN)/python -m bench.ledger
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
 	$(BIN)/python -m bench.page
