@@ -26,8 +26,8 @@ class CRM:
         return found
 
     def expect(self, rows: int, keysum: str) -> dict[str, Any]:
-        """What it has counted. Raises SystemExit unless every lead arrived once."""
+        """What it has counted. Raises SystemExit unless every lead arrived once, and no request had to be refused."""
         stats = self.stats()
-        if (stats["records"], stats["keysum"]) != (rows, keysum):
+        if (stats["records"], stats["keysum"], stats["refused"]) != (rows, keysum, 0):
             raise SystemExit(f"not every one of {rows} leads arrived once: {stats}")
         return stats

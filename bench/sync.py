@@ -26,14 +26,14 @@ SINCE = "2000-01-01T00:00:00Z"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.sync", description=__doc__)
     parser.add_argument("--adapter", choices=["hubspot", "salesforce"], default="hubspot")
+    parser.add_argument("--bulk", action="store_true", help="through Salesforce's Bulk API 2.0, as shipped")
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--again", action="store_true", help="afterwards once more: nothing has changed")
     parser.add_argument("--resend", action="store_true", help="afterwards once more, and send all of it")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    # The benchmark's CRM has no bulk API.
-    settings = {"bulk_above": None} if arguments.adapter == "salesforce" else {}
     name = arguments.adapter
+    settings = {"bulk_above": None} if name == "salesforce" and not arguments.bulk else {}
     target = {"adapter": name, "settings": settings, "in_flight": arguments.in_flight}
     pipeline = Pipeline.model_validate(document({name: target}))
     watch, crm, requests = Stopwatch(), CRM(os.environ["BENCH_CRM"]), dict[str, int]()

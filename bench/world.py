@@ -21,7 +21,7 @@ from tests.support.servers import Postgres, free_port, running_valkey
 from bench.crms import CRM
 from leadsync.state import migration
 
-SOURCE = Path(__file__).parent / "crm" / "crm.c"
+SOURCES = sorted((Path(__file__).parent / "crm").glob("*.c"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def running_crms(count: int) -> Iterator[tuple[CRM, ...]]:
     """Compiles the CRM and starts so many."""
     with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as folder, ExitStack() as stack:
         binary = Path(folder) / "crm"
-        subprocess.run([compiler(), "-O2", "-o", binary, SOURCE], check=True)
+        subprocess.run([compiler(), "-O2", "-o", binary, *SOURCES], check=True)
         yield tuple(stack.enter_context(_running_crm(binary)) for _ in range(count))
 
 

@@ -1,12 +1,13 @@
 /* A CRM that is never the bottleneck: one thread, epoll, HTTP/1.1 with keep-alive, nothing but the C library.
 
-   cc -O2 -o crm crm.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
+   cc -O2 -o crm *.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
 
    It takes what HubSpot, Salesforce and a plain JSON API take, and counts each record by its key, so that a benchmark can tell
    that every lead arrived, and arrived once:
 
      POST  .../batch/upsert                     {"inputs": [{"id": "1", ...}, ...]}           HubSpot, at most 100
      PATCH .../composite/sobjects/OBJECT/KEY    {"records": [{"KEY": "1", ...}, ...]}         Salesforce, at most 200
+     .../jobs/ingest                            see bulk.c                                   Salesforce, any number
      POST  .../rows                             [{"key": "1", ...}, ...]                      any number
      POST  .../oauth2/token                                                                  Salesforce's login
      GET   /_stats                              counters; POST /_reset forgets them
@@ -17,6 +18,7 @@
    order: the same number of records and the same keysum as expected mean the same leads. `taken` is the number of requests
    that were not throttled, `seconds` the time from the first of them to the last. */
 #define _GNU_SOURCE
+#include "crm.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,8 +33,6 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-
-struct buffer { char *data; size_t used, size; };
 
 struct connection {
     int fd;
@@ -61,7 +61,8 @@ static double now(void) {
     return at.tv_sec + at.tv_nsec * 1e-9;
 }
 
-static void put(struct buffer *to, const char *text, size_t length) {
+void put(struct buffer *to, const char *text, size_t length) {
+    if (!length) return;
     if (to->used + length > to->size) {
         to->size = (to->used + length) * 2;
         to->data = realloc(to->data, to->size);
@@ -71,12 +72,17 @@ static void put(struct buffer *to, const char *text, size_t length) {
     to->used += length;
 }
 
-static void say(struct buffer *to, const char *text) { put(to, text, strlen(text)); }
+void say(struct buffer *to, const char *text) { put(to, text, strlen(text)); }
 
 static uint64_t hash(const char *text, size_t length) {
     uint64_t value = 1469598103934665603ULL;
     while (length--) value = (value ^ (unsigned char)*text++) * 1099511628211ULL;
     return value;
+}
+
+uint64_t count_record(const char *key, size_t length) {
+    stats.keysum += hash(key, length);
+    return ++stats.records;
 }
 
 /* The end of the JSON string that begins behind its quote; NULL when there is none. */
@@ -136,12 +142,16 @@ static void configure(const char *target) {
     ring_used = 0;
 }
 
-static void answer(struct connection *to, const char *status, const char *headers, struct buffer *body) {
+static void answer_with(struct connection *to, const char *status, const char *type, const char *headers, struct buffer *body) {
     char head[300];
     int length = snprintf(head, sizeof head,
-        "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n", status, body->used, headers);
+        "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s\r\n", status, type, body->used, headers);
     put(&to->out, head, length);
     put(&to->out, body->data, body->used);
+}
+
+static void answer(struct connection *to, const char *status, const char *headers, struct buffer *body) {
+    answer_with(to, status, "application/json", headers, body);
 }
 
 static void refuse(struct connection *to, struct buffer *body) {
@@ -170,12 +180,19 @@ static int throttled(struct connection *to, struct buffer *body) {
     return 0;
 }
 
-static void take(struct connection *to, const char *target, const char *content, size_t length, struct buffer *body) {
+static void take(struct connection *to, const struct request *asked, struct buffer *body) {
+    const char *target = asked->target;
+    if (strstr(target, "/jobs/ingest")) {
+        const char *type = "application/json", *status = bulk(asked, body, &type);
+        if (!strncmp(status, "400", 3)) refuse(to, body);
+        else answer_with(to, status, type, "", body);
+        return;
+    }
     static char name[80];
     const char *salesforce = strstr(target, "/composite/sobjects/");
     int hubspot = strstr(target, "/batch/upsert") != NULL, most = hubspot ? 100 : salesforce ? 200 : (int)1e9;
     snprintf(name, sizeof name, "%s", hubspot ? "id" : salesforce ? strrchr(target, '/') + 1 : "key");
-    int found = find_keys(content, length, hubspot || salesforce ? 3 : 2, name);
+    int found = find_keys(asked->content, asked->length, hubspot || salesforce ? 3 : 2, name);
     if (found < 1 || found > most) { refuse(to, body); return; }
     for (int i = 0; i < found; i++)
         if (!keys[i].text) { refuse(to, body); return; }
@@ -183,8 +200,7 @@ static void take(struct connection *to, const char *target, const char *content,
     else if (salesforce) say(body, "[");
     char text[200];
     for (int i = 0; i < found; i++) {
-        stats.keysum += hash(keys[i].text, keys[i].length);
-        stats.records++;
+        count_record(keys[i].text, keys[i].length);
         if (hubspot) {
             snprintf(text, sizeof text, "%s{\"id\": \"%lu\", \"new\": false, \"objectWriteTraceId\": \"%d\"}",
                      i ? ", " : "", 1000000 + stats.records, i);
@@ -200,13 +216,14 @@ static void take(struct connection *to, const char *target, const char *content,
 }
 
 /* Answers one request; 0 when its answer is to be held back. */
-static int handle(struct connection *to, const char *target, const char *content, size_t length) {
+static int handle(struct connection *to, const struct request *asked) {
+    const char *target = asked->target;
     static struct buffer body;
     body.used = 0;
     say(&body, "");
     if (!strncmp(target, "/_", 2)) {
         char text[400];
-        if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats);
+        if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats), forget_jobs();
         if (!strncmp(target, "/_config", 8)) configure(target);
         snprintf(text, sizeof text,
             "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"taken\": %lu, \"seconds\": %.3f, "
@@ -225,9 +242,9 @@ static int handle(struct connection *to, const char *target, const char *content
         return 1;
     }
     stats.requests++;
-    stats.bytes += length;
+    stats.bytes += asked->length;
     if (++stats.at_once > stats.most_at_once) stats.most_at_once = stats.at_once;
-    if (!throttled(to, &body)) take(to, target, content, length, &body);
+    if (!throttled(to, &body)) take(to, asked, &body);
     return 0;
 }
 
@@ -278,8 +295,9 @@ static void consume(struct connection *from) {
         char *target = strchr(from->in.data, ' ');
         if (!target) { hang_up(from); return; }
         char *target_end = strchr(++target, ' ');
-        if (target_end) *target_end = 0;
-        int at_once = handle(from, target, from->in.data + head, length);
+        if (!target_end) { hang_up(from); return; }
+        *target_end = target[-1] = 0;
+        int at_once = handle(from, &(struct request){from->in.data, target, target_end + 1, from->in.data + head, length});
         from->in.used -= head + length;
         memmove(from->in.data, from->in.data + head + length, from->in.used);
         if (!at_once && latency > 0) {

@@ -1,0 +1,21 @@
+/* What the files of the CRM share. */
+#ifndef CRM_H
+#define CRM_H
+#include <stddef.h>
+#include <stdint.h>
+
+struct buffer { char *data; size_t used, size; };
+
+/* What a request asks: the header lines are one string. */
+struct request { const char *method, *target, *headers, *content; size_t length; };
+
+void put(struct buffer *to, const char *text, size_t length);
+void say(struct buffer *to, const char *text);
+
+/* Counts one record by its key; returns how many there are now. */
+uint64_t count_record(const char *key, size_t length);
+
+/* bulk.c. Answers what is asked of bulk jobs; returns the status, of which the body of a 400 is not written. */
+const char *bulk(const struct request *asked, struct buffer *body, const char **type);
+void forget_jobs(void);
+#endif
