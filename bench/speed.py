@@ -106,12 +106,13 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100_000, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--latency", type=float, default=0, metavar="MS", help="of the CRM; default: %(default)s")
+    parser.add_argument("--tls", action="store_true", help="to the CRM (needs OpenSSL's headers)")
     parser.add_argument("--only", action="append", choices=list(CASES), help="default: all of them")
     arguments = parser.parse_args()
     rows, names = arguments.rows, arguments.only or list(CASES)
     commands = {name: CASES[name]() for name in names}
     found: dict[str, list[Run]] = {name: [] for name in names}
-    with running_world() as world:
+    with running_world(tls=arguments.tls) as world:
         print(f"filling the lead store with {rows:,} leads", flush=True)
         leads.fill(world.hive, rows)
         expected = leads.keysum(rows)
@@ -119,12 +120,13 @@ def main() -> int:
             for name in names:
                 found[name].append(one := run(world, commands[name], rows, expected, arguments.latency))
                 print(f"round {number + 1}: {name}: {one.wall:.1f} s {one.seconds}", flush=True)
-    print(table(found, rows, arguments.latency))
-    print(judged(found, rows, arguments.latency))
+    title = f"{rows:,} leads, {arguments.latency:.0f} ms{', over TLS' if arguments.tls else ''}"
+    print(table(found, rows, title))
+    print(judged(found, rows, arguments.latency, title))
     return 0
 
 
-def judged(found: dict[str, list[Run]], rows: int, latency: float) -> str:
+def judged(found: dict[str, list[Run]], rows: int, latency: float, title: str) -> str:
     """What the loads alone are to reach, as Markdown."""
 
     def speed(name: str) -> float:
@@ -142,13 +144,13 @@ def judged(found: dict[str, list[Run]], rows: int, latency: float) -> str:
         lines.append(
             report.Row(f"{BULK}: load, times batches", f"{times:.2f}", f">= {TIMES_BATCHES}", times >= TIMES_BATCHES)
         )
-    return report.table(f"{rows:,} leads, {latency:.0f} ms", lines) if lines else ""
+    return report.table(title, lines) if lines else ""
 
 
-def table(found: dict[str, list[Run]], rows: int, latency: float) -> str:
+def table(found: dict[str, list[Run]], rows: int, title: str) -> str:
     """Medians of all rounds, as Markdown."""
     lines = [
-        f"\n{rows:,} leads, {latency:.0f} ms, median of {len(next(iter(found.values())))} rounds\n",
+        f"\n{title}, median of {len(next(iter(found.values())))} rounds\n",
         "| case | leads/s (lowest to highest) | CPU s per 100,000 | of PostgreSQL | peak MB | times the first |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

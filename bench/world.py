@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ import redis
 import requests
 from tests.support.servers import Postgres, free_port, running_valkey
 
+from bench import certificate
 from bench.crms import CRM
 from leadsync.state import migration
 
 SOURCES = sorted((Path(__file__).parent / "crm").glob("*.c"))
+# Where requests, and what asks OpenSSL, look for certificates that they trust.
+TRUST = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class World:
 
 
 @contextmanager
-def running_world(crms: int = 1, **settings: str) -> Iterator[World]:
-    """Everything on free ports of 127.0.0.1, in a folder that is thrown away; `settings` are PostgreSQL's."""
+def running_world(crms: int = 1, *, tls: bool = False, **settings: str) -> Iterator[World]:
+    """Everything on free ports of 127.0.0.1, in a folder that is thrown away; `settings` are PostgreSQL's, and `tls` is
+    how the CRMs are reached."""
     options = {"fsync": "on", "shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", **settings}
     postgres = Postgres(**options)
     try:
@@ -83,7 +87,7 @@ def running_world(crms: int = 1, **settings: str) -> Iterator[World]:
             for name in ("hive", "leadsync"):
                 connection.execute(f"CREATE DATABASE {name}")
         base = postgres.dsn.rpartition("/")[0]
-        with running_valkey() as valkey, running_crms(crms) as found:
+        with running_valkey() as valkey, running_crms(crms, tls=tls) as found:
             port = int(valkey.get_connection_kwargs()["port"])
             yield World(f"{base}/hive", f"{base}/leadsync", port, found, postgres.pid)
     finally:
@@ -91,12 +95,36 @@ def running_world(crms: int = 1, **settings: str) -> Iterator[World]:
 
 
 @contextmanager
-def running_crms(count: int) -> Iterator[tuple[CRM, ...]]:
-    """Compiles the CRM and starts so many."""
-    with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as folder, ExitStack() as stack:
-        binary = Path(folder) / "crm"
-        subprocess.run([compiler(), "-O2", "-o", binary, *SOURCES], check=True)
-        yield tuple(stack.enter_context(_running_crm(binary)) for _ in range(count))
+def running_crms(count: int, *, tls: bool = False) -> Iterator[tuple[CRM, ...]]:
+    """Compiles the CRM and starts so many. Over TLS, processes that begin meanwhile trust their certificate."""
+    with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        flags, options = (["-DTLS"], ["-lssl", "-lcrypto"]) if tls else ([], [])
+        done = subprocess.run([compiler(), "-O2", *flags, "-o", folder / "crm", *SOURCES, *options], check=False)
+        if done.returncode:
+            raise SystemExit(
+                "the CRM does not compile" + (": TLS needs OpenSSL (apt install libssl-dev)" if tls else "")
+            )
+        command = [str(folder / "crm")]
+        if tls:
+            both, alone = certificate.make(folder)
+            command.append(f"certificate={both}")
+            stack.enter_context(_trusting(alone))
+        yield tuple(stack.enter_context(_running_crm(command)) for _ in range(count))
+
+
+@contextmanager
+def _trusting(alone: Path) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in TRUST}
+    os.environ.update(dict.fromkeys(TRUST, str(alone)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def compiler() -> str:
@@ -110,11 +138,13 @@ def compiler() -> str:
 
 
 @contextmanager
-def _running_crm(binary: Path) -> Iterator[CRM]:
+def _running_crm(command: Sequence[str]) -> Iterator[CRM]:
+    """The port is the first argument."""
     port = free_port()
-    process = subprocess.Popen([binary, str(port)])
+    program, *options = command
+    process = subprocess.Popen([program, str(port), *options])
     try:
-        crm = CRM(f"http://127.0.0.1:{port}")
+        crm = CRM(f"{'https' if options else 'http'}://127.0.0.1:{port}")
         for _ in range(100):
             try:
                 crm.stats()

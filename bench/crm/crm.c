@@ -1,6 +1,7 @@
 /* A CRM that is never the bottleneck: one thread, epoll, HTTP/1.1 with keep-alive, nothing but the C library.
 
    cc -O2 -o crm *.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
+   cc -O2 -DTLS -o crm *.c -lssl -lcrypto && ./crm PORT certificate=PEM ...
 
    It takes what HubSpot, Salesforce and a plain JSON API take, and counts each record by its key, so that a benchmark can tell
    that every lead arrived, and arrived once:
@@ -36,6 +37,7 @@
 
 struct connection {
     int fd;
+    void *tls;
     struct buffer in, out;
     size_t sent;
     double due;                    /* when the answer in `out` leaves; 0: there is none */
@@ -53,7 +55,7 @@ static struct {
 } stats;
 static struct connection *oldest, **newest = &oldest, *graves;
 static struct key keys[200000];
-static int events, port;
+static int events, port, over_tls;
 
 static double now(void) {
     struct timespec at;
@@ -236,7 +238,8 @@ static int handle(struct connection *to, const struct request *asked) {
     }
     if (strstr(target, "/oauth2/token")) {
         char text[120];
-        snprintf(text, sizeof text, "{\"access_token\": \"bench\", \"instance_url\": \"http://127.0.0.1:%d\"}", port);
+        snprintf(text, sizeof text, "{\"access_token\": \"bench\", \"instance_url\": \"http%s://127.0.0.1:%d\"}",
+                 over_tls ? "s" : "", port);
         say(&body, text);
         answer(to, "200 OK", "", &body);
         return 1;
@@ -250,6 +253,7 @@ static int handle(struct connection *to, const struct request *asked) {
 
 static void hang_up(struct connection *gone) {
     if (gone->fd < 0) return;
+    if (gone->tls) tls_close(gone->tls);
     close(gone->fd);
     gone->fd = -1;
     gone->dead = graves;
@@ -270,7 +274,9 @@ static void bury(void) {
 
 static void flush(struct connection *to) {
     while (to->sent < to->out.used) {
-        ssize_t written = send(to->fd, to->out.data + to->sent, to->out.used - to->sent, MSG_NOSIGNAL);
+        const char *from = to->out.data + to->sent;
+        size_t left = to->out.used - to->sent;
+        ssize_t written = to->tls ? tls_send(to->tls, from, left) : send(to->fd, from, left, MSG_NOSIGNAL);
         if (written < 0) {
             if (errno != EAGAIN) { hang_up(to); return; }
             struct epoll_event both = {.events = EPOLLIN | EPOLLOUT, .data.ptr = to};
@@ -330,7 +336,7 @@ static double release(void) {
 
 static void receive(struct connection *from) {
     static char piece[1 << 18];
-    ssize_t got = recv(from->fd, piece, sizeof piece, 0);
+    ssize_t got = from->tls ? tls_receive(from->tls, piece, sizeof piece) : recv(from->fd, piece, sizeof piece, 0);
     if (got <= 0) {
         if (got < 0 && errno == EAGAIN) return;
         hang_up(from);
@@ -348,14 +354,17 @@ static void accept_all(int listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
         struct connection *new = calloc(1, sizeof *new);
         new->fd = fd;
+        if (over_tls) new->tls = tls_accept(fd);
         struct epoll_event in = {.events = EPOLLIN, .data.ptr = new};
         epoll_ctl(events, EPOLL_CTL_ADD, fd, &in);
     }
 }
 
 int main(int count, char **arguments) {
-    if (count < 2) return fprintf(stderr, "crm PORT [latency_ms=0] [limit=0] [window_s=10]\n"), 2;
-    for (int i = 2; i < count; i++) configure(arguments[i]);
+    if (count < 2) return fprintf(stderr, "crm PORT [certificate=PEM] [latency_ms=0] [limit=0] [window_s=10]\n"), 2;
+    for (int i = 2; i < count; i++)
+        if (!strncmp(arguments[i], "certificate=", 12)) tls_start(arguments[i] + 12), over_tls = 1;
+        else configure(arguments[i]);
     int listener = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port = atoi(arguments[1]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

@@ -3,6 +3,7 @@
 #define CRM_H
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct buffer { char *data; size_t used, size; };
 
@@ -18,4 +19,11 @@ uint64_t count_record(const char *key, size_t length);
 /* bulk.c. Answers what is asked of bulk jobs; returns the status, of which the body of a 400 is not written. */
 const char *bulk(const struct request *asked, struct buffer *body, const char **type);
 void forget_jobs(void);
+
+/* tls.c. `certificate` is a PEM file with the key in it. */
+void tls_start(const char *certificate);
+void *tls_accept(int fd);
+ssize_t tls_receive(void *session, char *to, size_t size);
+ssize_t tls_send(void *session, const char *from, size_t size);
+void tls_close(void *session);
 #endif
