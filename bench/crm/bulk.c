@@ -23,7 +23,6 @@ static struct job {
 static size_t job_count, job_room;
 
 static const char *const STATES[] = {"Open", "JobComplete", "Failed", "Aborted"};
-static const char REFUSED[] = "400 Bad Request";
 
 void forget_jobs(void) {
     for (size_t i = 0; i < job_count; i++) free(jobs[i].upload.data), free(jobs[i].results.data);
@@ -104,7 +103,7 @@ static const char *create(const struct request *asked, struct buffer *body) {
         && member(asked, "lineEnding", text, sizeof text) && !strcmp(text, "LF")
         && member(asked, "columnDelimiter", text, sizeof text) && !strcmp(text, "COMMA")
         && member(asked, "externalIdFieldName", key, sizeof key) && *key;
-    if (!right) return REFUSED;
+    if (!right) return NULL;
     if (job_count == job_room) {
         job_room = job_room * 2 + 64;
         jobs = realloc(jobs, job_room * sizeof *jobs);
@@ -119,9 +118,9 @@ static const char *create(const struct request *asked, struct buffer *body) {
 
 static const char *change(struct job *job, const struct request *asked, struct buffer *body) {
     char state[80];
-    if (job->state != OPEN || !member(asked, "state", state, sizeof state)) return REFUSED;
+    if (job->state != OPEN || !member(asked, "state", state, sizeof state)) return NULL;
     if (!strcmp(state, "Aborted")) job->state = ABORTED;
-    else if (strcmp(state, "UploadComplete") || !job->upload.used) return REFUSED;
+    else if (strcmp(state, "UploadComplete") || !job->upload.used) return NULL;
     else if (rows(job, 0)) rows(job, 1), job->state = COMPLETE;
     else job->state = FAILED;
     free(job->upload.data);
@@ -132,23 +131,23 @@ static const char *change(struct job *job, const struct request *asked, struct b
 
 const char *bulk(const struct request *asked, struct buffer *body, const char **type) {
     const char *rest = strstr(asked->target, "/jobs/ingest") + strlen("/jobs/ingest");
-    if (!*rest) return strcmp(asked->method, "POST") ? REFUSED : create(asked, body);
+    if (!*rest) return strcmp(asked->method, "POST") ? NULL : create(asked, body);
     char *end;
     size_t number = strncmp(rest, "/750", 4) ? 0 : strtoul(rest + 4, &end, 10);
-    if (!number || number > job_count) return REFUSED;
+    if (!number || number > job_count) return NULL;
     struct job *job = &jobs[number - 1];
     if (!*end && !strcmp(asked->method, "PATCH")) return change(job, asked, body);
     if (!strcmp(end, "/batches") && !strcmp(asked->method, "PUT")) {
-        if (job->state != OPEN || job->upload.used || !strcasestr(asked->headers, "\r\ncontent-type: text/csv")) return REFUSED;
+        if (job->state != OPEN || job->upload.used || !strcasestr(asked->headers, "\r\ncontent-type: text/csv")) return NULL;
         put(&job->upload, asked->content, asked->length);
         return "201 Created";
     }
-    if (strcmp(asked->method, "GET")) return REFUSED;
+    if (strcmp(asked->method, "GET")) return NULL;
     if (!*end) return describe(job, body), "200 OK";
-    if (job->state == OPEN) return REFUSED;
+    if (job->state == OPEN) return NULL;
     *type = "text/csv";
     if (!strcmp(end, "/successfulResults")) put(body, job->results.data, job->results.used);
     else if (!strcmp(end, "/failedResults")) say(body, "\"sf__Id\",\"sf__Error\"\n");
-    else return REFUSED;
+    else return NULL;
     return "200 OK";
 }

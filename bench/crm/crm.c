@@ -45,8 +45,6 @@ struct connection {
     struct connection *dead;       /* in the list of those that have hung up */
 };
 
-struct key { const char *text; size_t length; };
-
 static double latency, window = 10, *taken_at; /* when the last `limit` requests were taken, a ring */
 static size_t limit, ring_used;
 static struct {
@@ -54,7 +52,6 @@ static struct {
     double first, last;
 } stats;
 static struct connection *oldest, **newest = &oldest, *graves;
-static struct key keys[200000];
 static int events, port, over_tls;
 
 static double now(void) {
@@ -85,47 +82,6 @@ static uint64_t hash(const char *text, size_t length) {
 uint64_t count_record(const char *key, size_t length) {
     stats.keysum += hash(key, length);
     return ++stats.records;
-}
-
-/* The end of the JSON string that begins behind its quote; NULL when there is none. */
-static const char *string_end(const char *at, const char *end) {
-    while ((at = memchr(at, '"', end - at))) {
-        size_t escapes = 0;
-        while (at[-1 - escapes] == '\\') escapes++;
-        if (escapes % 2 == 0) return at;
-        at++;
-    }
-    return NULL;
-}
-
-/* Finds the objects at `depth`, and in each of them the text of its member `name`; how many, or -1 for what is no JSON. */
-static int find_keys(const char *at, size_t length, int depth, const char *name) {
-    const char *end = at + length;
-    size_t name_length = strlen(name);
-    int level = 0, found = 0, wanted = 0;
-    for (; at < end; at++) {
-        if (*at == '{' || *at == '[') {
-            if (++level == depth && *at == '{') {
-                if (found == (int)(sizeof keys / sizeof *keys)) return -1;
-                keys[found++] = (struct key){NULL, 0};
-            }
-        } else if (*at == '}' || *at == ']') {
-            level--;
-        } else if (*at == '"') {
-            const char *text = at + 1;
-            at = string_end(text, end);
-            if (!at) return -1;
-            if (level != depth || !found) continue;
-            if (at + 1 < end && at[1] == ':') {
-                wanted = (size_t)(at - text) == name_length && !memcmp(text, name, name_length);
-                at++;
-            } else if (wanted) {
-                keys[found - 1] = (struct key){text, at - text};
-                wanted = 0;
-            }
-        }
-    }
-    return level == 0 ? found : -1;
 }
 
 static double option(const char *target, const char *name, double otherwise) {
@@ -183,38 +139,10 @@ static int throttled(struct connection *to, struct buffer *body) {
 }
 
 static void take(struct connection *to, const struct request *asked, struct buffer *body) {
-    const char *target = asked->target;
-    if (strstr(target, "/jobs/ingest")) {
-        const char *type = "application/json", *status = bulk(asked, body, &type);
-        if (!strncmp(status, "400", 3)) refuse(to, body);
-        else answer_with(to, status, type, "", body);
-        return;
-    }
-    static char name[80];
-    const char *salesforce = strstr(target, "/composite/sobjects/");
-    int hubspot = strstr(target, "/batch/upsert") != NULL, most = hubspot ? 100 : salesforce ? 200 : (int)1e9;
-    snprintf(name, sizeof name, "%s", hubspot ? "id" : salesforce ? strrchr(target, '/') + 1 : "key");
-    int found = find_keys(asked->content, asked->length, hubspot || salesforce ? 3 : 2, name);
-    if (found < 1 || found > most) { refuse(to, body); return; }
-    for (int i = 0; i < found; i++)
-        if (!keys[i].text) { refuse(to, body); return; }
-    if (hubspot) say(body, "{\"status\": \"COMPLETE\", \"results\": [");
-    else if (salesforce) say(body, "[");
-    char text[200];
-    for (int i = 0; i < found; i++) {
-        count_record(keys[i].text, keys[i].length);
-        if (hubspot) {
-            snprintf(text, sizeof text, "%s{\"id\": \"%lu\", \"new\": false, \"objectWriteTraceId\": \"%d\"}",
-                     i ? ", " : "", 1000000 + stats.records, i);
-            say(body, text);
-        } else if (salesforce) {
-            snprintf(text, sizeof text, "%s{\"id\": \"00Q%015lu\", \"success\": true, \"errors\": [], \"created\": false}",
-                     i ? ", " : "", stats.records);
-            say(body, text);
-        }
-    }
-    say(body, hubspot ? "]}" : salesforce ? "]" : "{}");
-    answer(to, "200 OK", "", body);
+    const char *type = "application/json";
+    const char *status = (strstr(asked->target, "/jobs/ingest") ? bulk : records)(asked, body, &type);
+    if (status) answer_with(to, status, type, "", body);
+    else refuse(to, body);
 }
 
 /* Answers one request; 0 when its answer is to be held back. */

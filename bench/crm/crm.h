@@ -16,7 +16,8 @@ void say(struct buffer *to, const char *text);
 /* Counts one record by its key; returns how many there are now. */
 uint64_t count_record(const char *key, size_t length);
 
-/* bulk.c. Answers what is asked of bulk jobs; returns the status, of which the body of a 400 is not written. */
+/* records.c and bulk.c. Write the answer and return its status, NULL for what they do not take; `type` is the body's. */
+const char *records(const struct request *asked, struct buffer *body, const char **type);
 const char *bulk(const struct request *asked, struct buffer *body, const char **type);
 void forget_jobs(void);
 
