@@ -63,6 +63,7 @@ bench: $(STAMP) ## every benchmark, short (about half an hour; needs a C compile
 	$(BIN)/python -m bench.destinations --rows 40000 --rounds 1
 	$(BIN)/python -m bench.shards --rows 100000 --rounds 1
 	$(BIN)/python -m bench.ledger --rows 2000000 --rounds 3
+	$(BIN)/python -m bench.idle --runs 10
 
 bench-full: $(STAMP) ## the same with 1,000,000 leads, a ledger of 100,000,000 and the memory of every task (hours; 40 GB of disk)
 	$(BIN)/python -m bench.speed --rows 1000000
@@ -76,6 +77,7 @@ bench-full: $(STAMP) ## the same with 1,000,000 leads, a ledger of 100,000,000 a
 	$(BIN)/python -m bench.destinations
 	$(BIN)/python -m bench.shards
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.idle
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
 	$(BIN)/python -m bench.page
