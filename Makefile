@@ -51,17 +51,34 @@ test-rest: $(STAMP)
 chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on), or one SEED; STACK=1: under Airflow
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
 
-bench: $(STAMP) ## speed beside a script, and freshness (about fifteen minutes; needs a C compiler)
+TLS := $(BIN)/python -m bench.speed --tls --only Leadsync --only "Leadsync, Salesforce" --only "script, batches of 100"
+
+bench: $(STAMP) ## every benchmark, short (about half an hour; needs a C compiler and OpenSSL's headers)
 	$(BIN)/python -m bench.adapters
 	$(BIN)/python -m bench.speed
 	$(BIN)/python -m bench.speed --latency 50
+	$(TLS) --rows 100000 --rounds 1
 	$(BIN)/python -m bench.freshness
+	$(BIN)/python -m bench.steps --rows 100000
+	$(BIN)/python -m bench.quota --seconds 60
+	$(BIN)/python -m bench.destinations --rows 40000 --rounds 1
+	$(BIN)/python -m bench.shards --rows 100000 --rounds 1
+	$(BIN)/python -m bench.ledger --rows 2000000 --rounds 3
+	$(BIN)/python -m bench.idle --runs 10
 
-bench-full: $(STAMP) ## the same with 1,000,000 leads and for half an hour, and the memory of every task (hours)
+bench-full: $(STAMP) ## the same with 1,000,000 leads, a ledger of 100,000,000 and the memory of every task (hours; 40 GB of disk)
 	$(BIN)/python -m bench.speed --rows 1000000
 	$(BIN)/python -m bench.speed --rows 1000000 --latency 50
+	$(TLS) --rows 1000000
+	$(TLS) --rows 1000000 --latency 50
 	$(BIN)/python -m bench.freshness --minutes 30
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.steps
+	$(BIN)/python -m bench.quota --seconds 300
+	$(BIN)/python -m bench.destinations
+	$(BIN)/python -m bench.shards
+	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.idle
 
 bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows and 1,000,000 dead letters (about 15 minutes)
 	$(BIN)/python -m bench.page

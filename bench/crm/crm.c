@@ -1,21 +1,25 @@
 /* A CRM that is never the bottleneck: one thread, epoll, HTTP/1.1 with keep-alive, nothing but the C library.
 
-   cc -O2 -o crm crm.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
+   cc -O2 -o crm *.c && ./crm PORT [latency_ms=50] [limit=190 window_s=10]
+   cc -O2 -DTLS -o crm *.c -lssl -lcrypto && ./crm PORT certificate=PEM ...
 
    It takes what HubSpot, Salesforce and a plain JSON API take, and counts each record by its key, so that a benchmark can tell
    that every lead arrived, and arrived once:
 
      POST  .../batch/upsert                     {"inputs": [{"id": "1", ...}, ...]}           HubSpot, at most 100
      PATCH .../composite/sobjects/OBJECT/KEY    {"records": [{"KEY": "1", ...}, ...]}         Salesforce, at most 200
+     .../jobs/ingest                            see bulk.c                                   Salesforce, any number
      POST  .../rows                             [{"key": "1", ...}, ...]                      any number
      POST  .../oauth2/token                                                                  Salesforce's login
      GET   /_stats                              counters; POST /_reset forgets them
      POST  /_config?latency_ms=50&limit=190     changes the options
 
-   `latency_ms` is how long each answer is held back; `limit` is how many requests it takes in each fixed window of `window_s`
+   `latency_ms` is how long each answer is held back; `limit` is how many requests it takes in any window of `window_s`
    seconds, the others get a 429 with Retry-After. In /_stats `keysum` is the sum of the FNV-1a hashes of all keys, in no
-   order: the same number of records and the same keysum as expected mean the same leads. */
+   order: the same number of records and the same keysum as expected mean the same leads. `taken` is the number of requests
+   that were not throttled, `seconds` the time from the first of them to the last. */
 #define _GNU_SOURCE
+#include "crm.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,10 +35,9 @@
 #include <time.h>
 #include <unistd.h>
 
-struct buffer { char *data; size_t used, size; };
-
 struct connection {
     int fd;
+    void *tls;
     struct buffer in, out;
     size_t sent;
     double due;                    /* when the answer in `out` leaves; 0: there is none */
@@ -42,14 +45,14 @@ struct connection {
     struct connection *dead;       /* in the list of those that have hung up */
 };
 
-struct key { const char *text; size_t length; };
-
-static double latency, limit, window = 10, window_began;
-static uint64_t window_requests;
-static struct { uint64_t requests, records, refused, throttled, bytes, keysum, at_once, most_at_once; } stats;
+static double latency, window = 10, *taken_at; /* when the last `limit` requests were taken, a ring */
+static size_t limit, ring_used;
+static struct {
+    uint64_t requests, records, refused, throttled, taken, bytes, keysum, at_once, most_at_once;
+    double first, last;
+} stats;
 static struct connection *oldest, **newest = &oldest, *graves;
-static struct key keys[200000];
-static int events, port;
+static int events, port, over_tls;
 
 static double now(void) {
     struct timespec at;
@@ -57,7 +60,8 @@ static double now(void) {
     return at.tv_sec + at.tv_nsec * 1e-9;
 }
 
-static void put(struct buffer *to, const char *text, size_t length) {
+void put(struct buffer *to, const char *text, size_t length) {
+    if (!length) return;
     if (to->used + length > to->size) {
         to->size = (to->used + length) * 2;
         to->data = realloc(to->data, to->size);
@@ -67,7 +71,7 @@ static void put(struct buffer *to, const char *text, size_t length) {
     to->used += length;
 }
 
-static void say(struct buffer *to, const char *text) { put(to, text, strlen(text)); }
+void say(struct buffer *to, const char *text) { put(to, text, strlen(text)); }
 
 static uint64_t hash(const char *text, size_t length) {
     uint64_t value = 1469598103934665603ULL;
@@ -75,45 +79,9 @@ static uint64_t hash(const char *text, size_t length) {
     return value;
 }
 
-/* The end of the JSON string that begins behind its quote; NULL when there is none. */
-static const char *string_end(const char *at, const char *end) {
-    while ((at = memchr(at, '"', end - at))) {
-        size_t escapes = 0;
-        while (at[-1 - escapes] == '\\') escapes++;
-        if (escapes % 2 == 0) return at;
-        at++;
-    }
-    return NULL;
-}
-
-/* Finds the objects at `depth`, and in each of them the text of its member `name`; how many, or -1 for what is no JSON. */
-static int find_keys(const char *at, size_t length, int depth, const char *name) {
-    const char *end = at + length;
-    size_t name_length = strlen(name);
-    int level = 0, found = 0, wanted = 0;
-    for (; at < end; at++) {
-        if (*at == '{' || *at == '[') {
-            if (++level == depth && *at == '{') {
-                if (found == (int)(sizeof keys / sizeof *keys)) return -1;
-                keys[found++] = (struct key){NULL, 0};
-            }
-        } else if (*at == '}' || *at == ']') {
-            level--;
-        } else if (*at == '"') {
-            const char *text = at + 1;
-            at = string_end(text, end);
-            if (!at) return -1;
-            if (level != depth || !found) continue;
-            if (at + 1 < end && at[1] == ':') {
-                wanted = (size_t)(at - text) == name_length && !memcmp(text, name, name_length);
-                at++;
-            } else if (wanted) {
-                keys[found - 1] = (struct key){text, at - text};
-                wanted = 0;
-            }
-        }
-    }
-    return level == 0 ? found : -1;
+uint64_t count_record(const char *key, size_t length) {
+    stats.keysum += hash(key, length);
+    return ++stats.records;
 }
 
 static double option(const char *target, const char *name, double otherwise) {
@@ -127,14 +95,21 @@ static void configure(const char *target) {
     latency = option(target, "latency_ms", latency * 1e3) / 1e3;
     limit = option(target, "limit", limit);
     window = option(target, "window_s", window);
+    taken_at = realloc(taken_at, (limit + 1) * sizeof *taken_at);
+    if (!taken_at) abort();
+    ring_used = 0;
+}
+
+static void answer_with(struct connection *to, const char *status, const char *type, const char *headers, struct buffer *body) {
+    char head[300];
+    int length = snprintf(head, sizeof head,
+        "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s\r\n", status, type, body->used, headers);
+    put(&to->out, head, length);
+    put(&to->out, body->data, body->used);
 }
 
 static void answer(struct connection *to, const char *status, const char *headers, struct buffer *body) {
-    char head[300];
-    int length = snprintf(head, sizeof head,
-        "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n", status, body->used, headers);
-    put(&to->out, head, length);
-    put(&to->out, body->data, body->used);
+    answer_with(to, status, "application/json", headers, body);
 }
 
 static void refuse(struct connection *to, struct buffer *body) {
@@ -144,80 +119,69 @@ static void refuse(struct connection *to, struct buffer *body) {
 }
 
 static int throttled(struct connection *to, struct buffer *body) {
-    if (limit <= 0) return 0;
     double at = now();
-    if (at - window_began >= window) window_began = at, window_requests = 0;
-    if (++window_requests <= limit) return 0;
-    stats.throttled++;
-    char headers[60];
-    snprintf(headers, sizeof headers, "Retry-After: %d\r\n", (int)(window_began + window - at) + 1);
-    say(body, "{\"status\": \"error\", \"message\": \"too many requests\", \"policyName\": \"TEN_SECONDLY_ROLLING\"}");
-    answer(to, "429 Too Many Requests", headers, body);
-    return 1;
+    if (limit) {
+        double *oldest_taken = &taken_at[ring_used % limit];
+        if (ring_used >= limit && *oldest_taken + window > at) {
+            stats.throttled++;
+            char headers[60];
+            snprintf(headers, sizeof headers, "Retry-After: %d\r\n", (int)(*oldest_taken + window - at) + 1);
+            say(body, "{\"status\": \"error\", \"message\": \"too many requests\", \"policyName\": \"TEN_SECONDLY_ROLLING\"}");
+            answer(to, "429 Too Many Requests", headers, body);
+            return 1;
+        }
+        *oldest_taken = at;
+        ring_used++;
+    }
+    if (!stats.taken++) stats.first = at;
+    stats.last = at;
+    return 0;
 }
 
-static void take(struct connection *to, const char *target, const char *content, size_t length, struct buffer *body) {
-    static char name[80];
-    const char *salesforce = strstr(target, "/composite/sobjects/");
-    int hubspot = strstr(target, "/batch/upsert") != NULL, most = hubspot ? 100 : salesforce ? 200 : (int)1e9;
-    snprintf(name, sizeof name, "%s", hubspot ? "id" : salesforce ? strrchr(target, '/') + 1 : "key");
-    int found = find_keys(content, length, hubspot || salesforce ? 3 : 2, name);
-    if (found < 1 || found > most) { refuse(to, body); return; }
-    for (int i = 0; i < found; i++)
-        if (!keys[i].text) { refuse(to, body); return; }
-    if (hubspot) say(body, "{\"status\": \"COMPLETE\", \"results\": [");
-    else if (salesforce) say(body, "[");
-    char text[200];
-    for (int i = 0; i < found; i++) {
-        stats.keysum += hash(keys[i].text, keys[i].length);
-        stats.records++;
-        if (hubspot) {
-            snprintf(text, sizeof text, "%s{\"id\": \"%lu\", \"new\": false, \"objectWriteTraceId\": \"%d\"}",
-                     i ? ", " : "", 1000000 + stats.records, i);
-            say(body, text);
-        } else if (salesforce) {
-            snprintf(text, sizeof text, "%s{\"id\": \"00Q%015lu\", \"success\": true, \"errors\": [], \"created\": false}",
-                     i ? ", " : "", stats.records);
-            say(body, text);
-        }
-    }
-    say(body, hubspot ? "]}" : salesforce ? "]" : "{}");
-    answer(to, "200 OK", "", body);
+static void take(struct connection *to, const struct request *asked, struct buffer *body) {
+    const char *type = "application/json";
+    const char *status = (strstr(asked->target, "/jobs/ingest") ? bulk : records)(asked, body, &type);
+    if (status) answer_with(to, status, type, "", body);
+    else refuse(to, body);
 }
 
 /* Answers one request; 0 when its answer is to be held back. */
-static int handle(struct connection *to, const char *target, const char *content, size_t length) {
+static int handle(struct connection *to, const struct request *asked) {
+    const char *target = asked->target;
     static struct buffer body;
     body.used = 0;
     say(&body, "");
     if (!strncmp(target, "/_", 2)) {
         char text[400];
-        if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats);
-        if (!strncmp(target, "/_config", 8)) configure(target), window_requests = 0;
+        if (!strncmp(target, "/_reset", 7)) memset(&stats, 0, sizeof stats), forget_jobs();
+        if (!strncmp(target, "/_config", 8)) configure(target);
         snprintf(text, sizeof text,
-            "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"bytes\": %lu, "
-            "\"keysum\": \"%016lx\", \"most_at_once\": %lu}",
-            stats.requests, stats.records, stats.refused, stats.throttled, stats.bytes, stats.keysum, stats.most_at_once);
+            "{\"requests\": %lu, \"records\": %lu, \"refused\": %lu, \"throttled\": %lu, \"taken\": %lu, \"seconds\": %.3f, "
+            "\"bytes\": %lu, \"keysum\": \"%016lx\", \"most_at_once\": %lu}",
+            stats.requests, stats.records, stats.refused, stats.throttled, stats.taken, stats.last - stats.first,
+            stats.bytes, stats.keysum, stats.most_at_once);
         say(&body, text);
         answer(to, "200 OK", "", &body);
         return 1;
     }
     if (strstr(target, "/oauth2/token")) {
         char text[120];
-        snprintf(text, sizeof text, "{\"access_token\": \"bench\", \"instance_url\": \"http://127.0.0.1:%d\"}", port);
+        snprintf(text, sizeof text, "{\"access_token\": \"bench\", \"instance_url\": \"http%s://127.0.0.1:%d\"}",
+                 over_tls ? "s" : "", port);
         say(&body, text);
         answer(to, "200 OK", "", &body);
         return 1;
     }
     stats.requests++;
-    stats.bytes += length;
+    stats.bytes += asked->length;
     if (++stats.at_once > stats.most_at_once) stats.most_at_once = stats.at_once;
-    if (!throttled(to, &body)) take(to, target, content, length, &body);
+    if (!throttled(to, &body)) take(to, asked, &body);
     return 0;
 }
 
 static void hang_up(struct connection *gone) {
     if (gone->fd < 0) return;
+    if (gone->tls) tls_close(gone->tls);
     close(gone->fd);
     gone->fd = -1;
     gone->dead = graves;
@@ -238,7 +202,9 @@ static void bury(void) {
 
 static void flush(struct connection *to) {
     while (to->sent < to->out.used) {
-        ssize_t written = send(to->fd, to->out.data + to->sent, to->out.used - to->sent, MSG_NOSIGNAL);
+        const char *from = to->out.data + to->sent;
+        size_t left = to->out.used - to->sent;
+        ssize_t written = to->tls ? tls_send(to->tls, from, left) : send(to->fd, from, left, MSG_NOSIGNAL);
         if (written < 0) {
             if (errno != EAGAIN) { hang_up(to); return; }
             struct epoll_event both = {.events = EPOLLIN | EPOLLOUT, .data.ptr = to};
@@ -263,8 +229,9 @@ static void consume(struct connection *from) {
         char *target = strchr(from->in.data, ' ');
         if (!target) { hang_up(from); return; }
         char *target_end = strchr(++target, ' ');
-        if (target_end) *target_end = 0;
-        int at_once = handle(from, target, from->in.data + head, length);
+        if (!target_end) { hang_up(from); return; }
+        *target_end = target[-1] = 0;
+        int at_once = handle(from, &(struct request){from->in.data, target, target_end + 1, from->in.data + head, length});
         from->in.used -= head + length;
         memmove(from->in.data, from->in.data + head + length, from->in.used);
         if (!at_once && latency > 0) {
@@ -297,7 +264,7 @@ static double release(void) {
 
 static void receive(struct connection *from) {
     static char piece[1 << 18];
-    ssize_t got = recv(from->fd, piece, sizeof piece, 0);
+    ssize_t got = from->tls ? tls_receive(from->tls, piece, sizeof piece) : recv(from->fd, piece, sizeof piece, 0);
     if (got <= 0) {
         if (got < 0 && errno == EAGAIN) return;
         hang_up(from);
@@ -315,14 +282,17 @@ static void accept_all(int listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
         struct connection *new = calloc(1, sizeof *new);
         new->fd = fd;
+        if (over_tls) new->tls = tls_accept(fd);
         struct epoll_event in = {.events = EPOLLIN, .data.ptr = new};
         epoll_ctl(events, EPOLL_CTL_ADD, fd, &in);
     }
 }
 
 int main(int count, char **arguments) {
-    if (count < 2) return fprintf(stderr, "crm PORT [latency_ms=0] [limit=0] [window_s=10]\n"), 2;
-    for (int i = 2; i < count; i++) configure(arguments[i]);
+    if (count < 2) return fprintf(stderr, "crm PORT [certificate=PEM] [latency_ms=0] [limit=0] [window_s=10]\n"), 2;
+    for (int i = 2; i < count; i++)
+        if (!strncmp(arguments[i], "certificate=", 12)) tls_start(arguments[i] + 12), over_tls = 1;
+        else configure(arguments[i]);
     int listener = socket(AF_INET, SOCK_STREAM, 0), yes = 1;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port = atoi(arguments[1]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
