@@ -78,6 +78,9 @@ class TestBottleCRM(AdapterSuite):
         assert (outcome.status, outcome.crm_id) == (Status.UPDATED, made.crm_id)
         assert crm.records()["ASDAD:1"]["city"] == "Köln"
         assert crm.records()["ASDAD:1"]["status"] == "converted"
+        (record,) = adapter.fetch_known({"ASDAD:1": made.crm_id})["ASDAD:1"]
+        assert (record.crm_id, record.fields["city"]) == (made.crm_id, "Köln")
+        assert adapter.fetch_known({"ASDAD:2": made.crm_id}) == {"ASDAD:2": []}
         (outcome,) = adapter.deliver([moved._replace(fields={**moved.fields, "status": "assigned"})])
         assert (outcome.status, outcome.field) == (Status.REJECTED, "status")
         # Whoever lost the id is told so, and makes no second one.

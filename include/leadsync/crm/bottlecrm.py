@@ -14,7 +14,8 @@ No two leads may have one e-mail address, in whatever letters: the second one be
 without a status is on no board, so it gets `assigned` where `status` is not mapped; later it is people's.
 
 A lead that people converted is in no list, and no look-up finds it: it is known by the id that the ledger keeps, and is
-updated and deleted by that. Its `status` is refused. An `archive` takes a lead off the board; the list still has it.
+compared, updated and deleted by that. Its `status` is refused. An `archive` takes a lead off the board; the list still
+has it.
 """
 
 from __future__ import annotations
@@ -166,15 +167,18 @@ fields:
         return one_by_one(self, leads, self._remove)
 
     def fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
+        return self.fetch_known(dict.fromkeys(external_ids))
+
+    def fetch_known(self, crm_ids: Mapping[str, str | None]) -> dict[str, list[Record]]:
         names = self.fields_read
         self._require(names)
         return {
             external_id: [
                 Record(external_id, held.id, {name: held.value(name) for name in names})
-                for held in self._find(external_id)
+                for held in self._held(external_id, crm_id)
                 if held.is_active or not self._archives
             ]
-            for external_id in external_ids
+            for external_id, crm_id in crm_ids.items()
         }
 
     def same(self, name: str, sent: Any, held: Any) -> bool:
@@ -214,7 +218,7 @@ fields:
         body = self._encode(lead)
         if isinstance(body, Outcome):
             return body
-        held = self._held(lead)
+        held = self._held(lead.external_id, lead.crm_id)
         if not held:
             reply = self._call("POST", "leads/", json={"status": NEW, **body})
             if reply.status >= 400:
@@ -225,7 +229,7 @@ fields:
         return refused or Outcome(lead.external_id, Status.CREATED if back else Status.UPDATED, held[0].id)
 
     def _remove(self, lead: Lead) -> Outcome:
-        held = self._held(lead)
+        held = self._held(lead.external_id, lead.crm_id)
         if self._archives:
             refused = self._each(lead, [each for each in held if each.is_active], "PATCH", {"is_active": False})
         else:
@@ -274,17 +278,17 @@ fields:
 
     # Looking up ----------------------------------------------------------------------------------------------------
 
-    def _held(self, lead: Lead) -> list[_Held]:
+    def _held(self, external_id: str, crm_id: str | None) -> list[_Held]:
         """The records of a lead, a converted one too where its id is known."""
-        found = self._find(lead.external_id)
-        if found or lead.crm_id is None:
+        found = self._find(external_id)
+        if found or crm_id is None:
             return found
         try:
-            reply = unless_gone(self._call, "GET", f"leads/{UUID(lead.crm_id)}/")
+            reply = unless_gone(self._call, "GET", f"leads/{UUID(crm_id)}/")
         except ValueError:  # an id of another CRM
             return []
         held = [reply.parse(DETAIL).lead_obj] if reply else []
-        return [each for each in held if each.value(self.destination.external_id_field) == lead.external_id]
+        return [each for each in held if each.custom_fields.get(self.destination.external_id_field) == external_id]
 
     def _find(self, external_id: str) -> list[_Held]:
         """The records with this external id, but for converted ones, which are in no list."""
