@@ -14,8 +14,9 @@ No two leads may have one e-mail address, in whatever letters: the second one be
 without a status is on no board, so it gets `assigned` where `status` is not mapped; later it is people's.
 
 A lead that people converted is in no list, and no look-up finds it: it is known by the id that the ledger keeps, and is
-compared, updated and deleted by that. Its `status` is refused. An `archive` takes a lead off the board; the list still
-has it.
+compared, updated and deleted by that. A ledger that lost it would make a second lead, unless the first one has the
+address. What is no longer open to change there, its `status`, makes a dead letter. An `archive` takes a lead off the
+board; the list still has it.
 """
 
 from __future__ import annotations
