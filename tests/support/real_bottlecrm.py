@@ -76,12 +76,12 @@ class RealBottleCRM(RealCRM):
         _run([self._postgres.binaries / "pg_restore", "--dbname", _dsn(self._postgres), dump])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._python, "-m", "gunicorn", "crm.wsgi", "--bind", f"127.0.0.1:{self._port}", "--preload",
-                 "--workers", "2", "--threads", "4", "--no-control-socket"],
+                [self._python, "-m", "gunicorn", "serve", "--pythonpath", HOME, "--bind", f"127.0.0.1:{self._port}",
+                 "--preload", "--workers", "2", "--threads", "4", "--no-control-socket"],
                 cwd=self._folder, env=_environment(self._postgres), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        for _ in range(1200):
+        for _ in range(3600):
             if self._process.poll() is not None:
                 break
             try:
