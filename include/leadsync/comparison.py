@@ -97,13 +97,13 @@ class Comparison:
         candidates = self._candidates(lines, page)
         entries = ledger.look(self._state, self._mark.destination_id, [each.mapped.key for each in candidates])
         due = self._due(candidates, entries, page)
-        records = self._fetch([each.mapped.external_id for each in due])
+        records = self._fetch([(each.mapped.key, each.mapped.external_id) for each in due], entries)
         suspects = [each for each in due if self._judge(each.mapped, records, None)]
         page.counts["in_step"] += len(due) - len(suspects)
         found = {each.mapped.key for each in suspects}
         self._distrust(page, {e.mapped.key: e.mapped.digest for e in due if e.mapped.key not in found}, entries)
         if suspects:
-            self._look_again(suspects, page)
+            self._look_again(suspects, entries, page)
         return page
 
     def vanished(self, rows: Sequence[tuple[Digest, str]]) -> Page:
@@ -111,8 +111,9 @@ class Comparison:
         page = Page()
         gone = self._gone(rows)
         page.counts["vanished"] += len(gone)
+        entries = ledger.look(self._state, self._mark.destination_id, [key for key, _ in gone])
         for _ in range(2):  # at second sight the record is read before the lead store, as above
-            records = self._fetch([external_id for _, external_id in gone])
+            records = self._fetch(gone, entries)
             alive = [row for row in gone if self._is_there(records[row[1]])]
             gone = self._gone(alive)
         for key, external_id in gone:
@@ -187,8 +188,8 @@ class Comparison:
         by_hand = entry is not None and entry.digest == mapped.digest
         return finding(Kind.CHANGED_BY_HAND if by_hand else Kind.STALE, fields)
 
-    def _look_again(self, suspects: Sequence[Candidate], page: Page) -> None:
-        records = self._fetch([each.mapped.external_id for each in suspects])
+    def _look_again(self, suspects: Sequence[Candidate], before: Mapping[Digest, Entry], page: Page) -> None:
+        records = self._fetch([(each.mapped.key, each.mapped.external_id) for each in suspects], before)
         unchanged = set(self._lines([each.key for each in suspects]))
         entries = ledger.look(self._state, self._mark.destination_id, [each.mapped.key for each in suspects])
         delivering: bool | None = None
@@ -224,14 +225,16 @@ class Comparison:
         present = self._store.present(list(fit.values()))
         return [row for row in rows if row[1] in fit and fit[row[1]] not in present]
 
-    def _fetch(self, external_ids: Sequence[str]) -> dict[str, list[Record]]:
-        """The records of every id. Raises Unavailable when the CRM leaves one in the open again and again."""
-        if not external_ids:
+    def _fetch(self, leads: Sequence[tuple[Digest, str]], known: Mapping[Digest, Entry]) -> dict[str, list[Record]]:
+        """The records of leads (key, external id). Raises Unavailable when the CRM leaves one in the open for good."""
+        if not leads:
             return {}
+        entries = {external_id: known.get(key) for key, external_id in leads}
+        crm_ids = {external_id: entry.crm_id if entry else None for external_id, entry in entries.items()}
         for pause in (*PAUSES, None):
             try:
-                found = self._adapter.fetch(external_ids)
-                if found.keys() != set(external_ids):
+                found = self._adapter.fetch_known(crm_ids)
+                if found.keys() != crm_ids.keys():
                     raise self._adapter.left_out()
                 return found
             except RequestFailed as error:

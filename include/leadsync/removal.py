@@ -7,7 +7,7 @@ after this delete; and a snapshot from before the row vanished counts as overtak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -80,11 +80,12 @@ class _Removal:
             row.counts.read = operation.rows or 0
             self._fence.busy()
             leads = [(each.key, each.digest, each.external_id) for each in gone]
-            claims = ledger.claim(self._state, self._id, sequence, leads, resend=True)
+            ids = self._sender.adapter.needs_crm_id
+            claims = ledger.claim(self._state, self._id, sequence, leads, resend=True, ids=ids)
         claimed = [each for each in gone if each.key not in claims.kept]
         row.counts.overtaken = row.counts.read - len(claimed)
         try:
-            self._settle(sequence, row, self._send(claimed))
+            self._settle(sequence, row, self._send(claimed, claims.crm_ids))
         except LeadsyncError as error:
             if not self._state.broken:
                 operations.end_load(self._state, row, error)
@@ -109,12 +110,12 @@ class _Removal:
             rows=rows,
         )
 
-    def _send(self, claimed: Sequence[Mapped]) -> list[tuple[Mapped, Outcome]]:
+    def _send(self, claimed: Sequence[Mapped], crm_ids: Mapping[Digest, str | None]) -> list[tuple[Mapped, Outcome]]:
         delete = self._target.on_delete.mode != "field"
-        under_way = [
-            (batch, self._sender.send([Lead(each.external_id, each.fields) for each in batch], delete=delete))
-            for batch in self._sender.adapter.cut(claimed, delete=delete)
-        ]
+        under_way = []
+        for batch in self._sender.adapter.cut(claimed, delete=delete):
+            leads = [Lead(each.external_id, each.fields, crm_ids.get(each.key)) for each in batch]
+            under_way.append((batch, self._sender.send(leads, delete=delete)))
         self._sender.finish(future for _, future in under_way)
         return [pair for batch, future in under_way for pair in zip(batch, future.result(), strict=False)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -14,7 +14,10 @@ from tests.support.world import World
 
 from leadsync import operation_log, reconcile, removal, repair
 from leadsync.config import Delete
+from leadsync.crm import registry
+from leadsync.crm.base import CRMAdapter
 from leadsync.errors import BrokenMapping, TransientFailure, TryAgain
+from leadsync.models import Lead
 
 
 @pytest.fixture
@@ -149,3 +152,28 @@ def test_where_a_delete_is_a_mark_a_vanished_lead_is_marked(world: World, crm: s
     delete_in(world, crm, "A\\:B:2")
     removal.remove(world.clients, world.pipeline, "manual-1", crm, ["A\\:B:2"])
     assert "A\\:B:2" not in world.simulators[crm].records()
+
+
+def test_the_crms_own_ids_come_along(world: World, crm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a CRM that keeps some records from a look-up by external id: without them they would be called deleted."""
+    fill(world, 3)
+    world.run()
+    ids = {external_id: record["id"] for external_id, record in world.simulators[crm].get("records").items()}
+    world.hive.execute("DELETE FROM customer WHERE uid = 3")
+    kind, looked_up, deleted = registry.adapter_class(crm), {}, {}
+    fetch, delete = kind.fetch_known, kind.delete
+
+    def fetching(adapter: CRMAdapter, crm_ids: Mapping[str, str | None]) -> Any:
+        looked_up.update(crm_ids)
+        return fetch(adapter, crm_ids)
+
+    def deleting(adapter: CRMAdapter, leads: Sequence[Lead]) -> Any:
+        deleted.update({lead.external_id: lead.crm_id for lead in leads})
+        return delete(adapter, leads)
+
+    monkeypatch.setattr(kind, "needs_crm_id", True)
+    monkeypatch.setattr(kind, "fetch_known", fetching)
+    monkeypatch.setattr(kind, "delete", deleting)
+    assert check(world, crm, REPAIR)["hard_deleted"] == 1
+    assert looked_up == ids
+    assert deleted == {"A\\:B:3": ids["A\\:B:3"]}

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,13 +109,16 @@ def running(kind: str) -> Iterator[RealCRM]:
         crm.stop()
 
 
-def installed(kind: str, sources: Sequence[Path], finish: Callable[[Path, Path], None]) -> Path:
+def installed(
+    kind: str, sources: Sequence[Path], finish: Callable[[Path, Path], None], interpreter: str = sys.executable
+) -> Path:
     """A folder with a virtual environment, and whatever `finish` (its Python, the folder) adds.
 
     It is made once and kept between runs, until one of `sources` changes, whose first is the list of pinned packages.
-    Raises RuntimeError when the package index can't be reached.
+    `interpreter` is the Python that it is made with. Raises RuntimeError when the package index can't be reached.
     """
-    digest = hashlib.sha256(sys.version.encode())
+    version = [interpreter, "-c", "import sys; print(sys.version, end='')"]
+    digest = hashlib.sha256(subprocess.run(version, check=True, capture_output=True).stdout)
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = CACHE / f"{kind}-{digest.hexdigest()[:12]}"
@@ -125,7 +127,7 @@ def installed(kind: str, sources: Sequence[Path], finish: Callable[[Path, Path],
         fcntl.flock(lock, fcntl.LOCK_EX)  # runs side by side make it once
         if not (folder / READY).exists():
             shutil.rmtree(folder)  # what a run that was ended left
-            venv.create(folder, symlinks=True)
+            subprocess.run([interpreter, "-m", "venv", "--without-pip", folder], check=True, capture_output=True)
             python = folder / "bin" / "python"
             _install(kind, python, sources[0])
             finish(python, folder)
@@ -134,8 +136,9 @@ def installed(kind: str, sources: Sequence[Path], finish: Callable[[Path, Path],
 
 
 def _install(kind: str, python: Path, requirements: Path) -> None:
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "-r", requirements], capture_output=True, text=True)
+    # Most of what is installed is never imported, so it is not compiled.
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    done = subprocess.run([*command, "--disable-pip-version-check", "-r", requirements], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(
             f"{kind}: its packages can't be installed. The tests of its adapter need them once, from the package index "

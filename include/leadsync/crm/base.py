@@ -169,6 +169,13 @@ class CRMAdapter(ABC):
         RequestFailed when the reply leaves an id in the open, Unavailable, AccessError and QuotaExceeded.
         """
 
+    def fetch_known(self, crm_ids: Mapping[str, str | None]) -> dict[str, list[Record]]:
+        """As `fetch`, of external ids with the CRM's id of the record where an earlier delivery learnt it.
+
+        For a CRM that keeps some of its records from a look-up by external id.
+        """
+        return self.fetch(list(crm_ids))
+
     @abstractmethod
     def check(self) -> None:
         """Raises AccessError when credentials, object or fields are not as the destination needs them."""

@@ -95,7 +95,7 @@ USING unnest(%(lead_keys)s::uuid[], %(sequences)s::bigint[]) AS t (lead_key, seq
 """
 
 LOOK: LiteralString = """
-SELECT lead_key, sequence, digest FROM leadsync.delivery
+SELECT lead_key, sequence, digest, crm_id FROM leadsync.delivery
  WHERE destination_id = %(destination)s AND lead_key = ANY (%(lead_keys)s)
 """
 
@@ -111,10 +111,11 @@ SELECT lead_key, external_id FROM leadsync.delivery
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the ledger knows of one lead; `digest` is None while in doubt."""
+    """What the ledger knows of one lead; `digest` is None while in doubt, `crm_id` where no delivery learnt it."""
 
     sequence: int
     digest: Digest | None
+    crm_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,8 @@ def look(connection: psycopg.Connection[Any], destination: int, lead_keys: Seque
     """The entries of these leads, by lead key; a lead that was never claimed has none."""
     values = {"destination": destination, "lead_keys": list(lead_keys)}
     return {
-        Digest(key.bytes): Entry(sequence, Digest(digest.bytes) if digest else None)
-        for key, sequence, digest in connection.execute(LOOK, values)
+        Digest(key.bytes): Entry(sequence, Digest(digest.bytes) if digest else None, crm_id)
+        for key, sequence, digest, crm_id in connection.execute(LOOK, values)
     }
 
 
