@@ -60,7 +60,12 @@ def main() -> None:
 
     @contextmanager
     def open_adapter(name: str) -> Iterator[CRMAdapter]:
-        with closing(registry.build(target, Endpoint(os.environ["BENCH_CRM"], "bench", "bench"))) as adapter:
+        adapter = registry.build(target, Endpoint(os.environ["BENCH_CRM"], "bench", "bench"))
+        with (
+            redis.Redis(port=int(os.environ["BENCH_REDIS"])) as counters,
+            closing(adapter),
+            adapter.meter.kept(counters, pipeline.name, name),
+        ):
             yield adapter
 
     seconds: dict[str, float] = {}

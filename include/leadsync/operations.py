@@ -121,6 +121,7 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
     except SnapshotError as error:
         recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
         raise
+    snapshots.count(manifest)
     log.info("snapshot", sync_id=operation.sync_id, **asdict(manifest))
 
 
@@ -162,6 +163,7 @@ def load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, s
     try:
         with (
             clients.open_adapter(destination) as adapter,
+            adapter.meter.loading(),
             fence.share(
                 state, mark.destination_id, adapter.longest_request, sync_id, shard, end_work=adapter.end_work
             ) as held,

@@ -19,11 +19,12 @@ from leadsync import changes
 from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
 from leadsync.errors import LeadsyncError, SnapshotError
+from leadsync.figures import Target
 from leadsync.mapping import Mapper, lead_key
 from leadsync.state import operations
 from leadsync.traces import Sought
 from leadsync.ui import lead_store
-from leadsync.ui.access import Asks, Backend, Body, Connection, Target, Text, User, Uses, database, storable, visible
+from leadsync.ui.access import Asks, Backend, Body, Connection, Text, User, Uses, database, storable, visible
 from leadsync.ui.dead_letters import ONE_LEAD, Letter
 from leadsync.ui.queries import dag_of, mark, place
 

@@ -1,8 +1,8 @@
-"""What the page asks Redis: memory, snapshots held, whether it keeps what it is given, and what is left of quotas."""
+"""What Redis tells those who watch: memory, snapshots held, whether it keeps what it is given, budgets of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
@@ -12,10 +12,9 @@ import redis
 
 from leadsync.budget import SLICE, SLICES, account_key, redis_keys
 from leadsync.config import Destination, Pipeline
-from leadsync.crm.base import validated_settings
+from leadsync.crm.base import Endpoint, validated_settings
 from leadsync.crm.registry import adapter_class
 from leadsync.errors import LeadsyncError
-from leadsync.ui.access import Backend
 
 # Keys that are looked at for snapshots; beyond it the count says "or more".
 KEYS = 50_000
@@ -57,28 +56,27 @@ class RedisState:
     requests: Mapping[str, Requests]
 
 
-def ask(backend: Backend, pipelines: Sequence[Pipeline]) -> RedisState:
-    """Looks once. Raises LeadsyncError and redis.RedisError."""
-    with backend.redis() as client:
-        told = client.info()
-        snapshots, more = _snapshots(client)
-        requests = {}
-        for target in {target.conn_id: target for each in pipelines for target in each.destinations}.values():
-            try:
-                requests[target.conn_id] = _requests(client, backend, target)
-            except LeadsyncError:
-                continue  # a connection that is missing: the loads say so
-        return RedisState(
-            used_memory=told["used_memory"],
-            max_memory=told.get("maxmemory", 0),
-            keys=client.dbsize(),
-            snapshots=snapshots,
-            more=more,
-            eviction=told.get("maxmemory_policy"),
-            append_only=bool(told.get("aof_enabled")),
-            saves=bool(told.get("rdb_last_save_time")) and _saves(client),
-            requests=requests,
-        )
+def ask(client: redis.Redis, pipelines: Sequence[Pipeline], endpoint: Callable[[Destination], Endpoint]) -> RedisState:
+    """Looks once; `endpoint` is what a destination's connection says. Raises LeadsyncError and redis.RedisError."""
+    told = client.info()
+    snapshots, more = _snapshots(client)
+    requests = {}
+    for target in {target.conn_id: target for each in pipelines for target in each.destinations}.values():
+        try:
+            requests[target.conn_id] = _requests(client, endpoint(target), target)
+        except LeadsyncError:
+            continue  # a connection that is missing: the loads say so
+    return RedisState(
+        used_memory=told["used_memory"],
+        max_memory=told.get("maxmemory", 0),
+        keys=client.dbsize(),
+        snapshots=snapshots,
+        more=more,
+        eviction=told.get("maxmemory_policy"),
+        append_only=bool(told.get("aof_enabled")),
+        saves=bool(told.get("rdb_last_save_time")) and _saves(client),
+        requests=requests,
+    )
 
 
 def _saves(client: redis.Redis) -> bool:
@@ -100,8 +98,7 @@ def _snapshots(client: redis.Redis) -> tuple[int, bool]:
             return found, cursor != 0
 
 
-def _requests(client: redis.Redis, backend: Backend, target: Destination) -> Requests:
-    endpoint = backend.endpoint(target)
+def _requests(client: redis.Redis, endpoint: Endpoint, target: Destination) -> Requests:
     adapter = adapter_class(target.adapter)
     settings = validated_settings(adapter, target)
     counted = [limit for limit in settings.limits(adapter.limits) if not limit.spaced]
