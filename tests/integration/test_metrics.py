@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -214,3 +216,17 @@ def test_nothing_of_a_lead_is_told(page: Page, world: World) -> None:
     text = ask(page).text
     for word in ("ASDAD", "example.com", "13800", "Lead 1", "customer"):
         assert word not in text
+
+
+def test_rules_and_dashboard_name_nothing_else(page: Page, world: World) -> None:
+    """A figure that is renamed would leave a rule that never calls, and nobody would notice."""
+    world.run()
+    exported = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", ask(page).text, re.MULTILINE):
+        suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        exported |= {name + suffix for suffix in suffixes}
+    folder = Path(__file__).parents[2] / "deploy" / "monitoring"
+    for file in ("alerts.yaml", "alerts_test.yaml", "grafana-dashboard.json"):
+        named = set(re.findall(r"\bleadsync_\w+", (folder / file).read_text()))
+        assert len(named) > 10
+        assert named - exported == set(), file
