@@ -32,10 +32,9 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """The requests of one destination's account. `per_second` over the last half hour, where the account's requests
-    are counted; `paused_until` is a pause that the CRM asked for (429), `spent_until` when a quota is filled again."""
+    """The requests of one destination's account. `paused_until` is a pause that the CRM asked for (429), `spent_until`
+    when a quota is filled again."""
 
-    per_second: float | None
     quotas: Sequence[Quota]
     paused_until: datetime | None
     spent_until: datetime | None
@@ -110,16 +109,14 @@ def _requests(client: redis.Redis, endpoint: Endpoint, target: Destination) -> R
             pipeline.hgetall(name)
         (seconds, microseconds), (paused, spent), *counts = pipeline.execute()
     now = seconds * 1_000_000 + microseconds
-    quotas, rates = [], []
+    quotas = []
     for limit, held in zip(counted, counts, strict=True):
         width = round(limit.seconds * SLICE * 1_000_000)
         present = now // width
         slices = {int(at): int(number) for at, number in held.items()}
         used = sum(number for at, number in slices.items() if at >= present - SLICES)
         quotas.append(Quota(limit.seconds, used, max(1, floor(limit.requests * (1 - settings.reserve)))))
-        # The slice before this one as a whole, and the part of this one that has passed.
-        rates.append((slices.get(present - 1, 0) + slices.get(present, 0)) / ((width + now % width) / 1_000_000))
-    return Requests(min(rates, default=None), quotas, _until(paused, now), _until(spent, now))
+    return Requests(quotas, _until(paused, now), _until(spent, now))
 
 
 def _until(at: bytes | None, now: int) -> datetime | None:

@@ -325,7 +325,24 @@ def test_redis_that_is_away_is_told(page: Page, refused: World) -> None:
     page.redis_away = True
     shown = page.get("overview")
     assert (shown["redis"]["reachable"], shown["redis"]["problem"]) == (False, "ConnectionError")
-    assert shown["pipelines"][0]["destinations"][0]["requests"] is None
+    card = shown["pipelines"][0]["destinations"][0]
+    assert (card["requests"], card["traffic"]) == (None, None)
+
+
+def test_a_card_tells_what_its_crm_bears_just_now(page: Page, world: World) -> None:
+    idle = page.get("overview")["pipelines"][0]["destinations"][0]["traffic"]
+    assert idle == {
+        "minutes": 15, "per_second": 0, "throttled": 0, "latency": None, "freshness": None, "quota": None,
+    }  # fmt: skip
+    world.simulators["hubspot"].faults(too_many={"next": 1, "retry_after": 0}, latency=0.12)
+    world.run()
+    world.simulators["hubspot"].faults()
+    told = page.get("overview")["pipelines"][0]["destinations"][0]["traffic"]
+    assert told["throttled"] == 1
+    assert told["per_second"] == pytest.approx(world.simulators["hubspot"].stats()["requests"] / 870, rel=0.05)
+    assert 0.1 < told["latency"]["p50"] <= told["latency"]["p95"] < 5
+    assert 0 < told["freshness"]["p50"] <= told["freshness"]["p95"] <= told["freshness"]["p99"] < 60
+    assert told["quota"]["limit"] - told["quota"]["left"] == world.simulators["hubspot"].stats()["requests"]
 
 
 def test_a_load_under_way_has_a_progress_bar(page: Page, world: World) -> None:

@@ -10,9 +10,10 @@ from typing import Any, LiteralString
 
 from fastapi import APIRouter, Request
 
-from leadsync import figures
+from leadsync import figures, metering
 from leadsync.config import Destination, Pipeline
 from leadsync.figures import Facts, SourceState, Target
+from leadsync.metering import RECENT_MINUTES, Reading
 from leadsync.redis_state import RedisState
 from leadsync.state.fence import DESTINATION_LOCKS
 from leadsync.ui.access import Asks, Backend, Connection, User, Uses, database, visible
@@ -104,6 +105,7 @@ class _About:
     day: Day | None
     source: SourceState | None
     redis: RedisState | None
+    counters: Mapping[tuple[str, str], Reading]
 
 
 def _day_probe(request: Request) -> Probe[Day]:
@@ -121,13 +123,13 @@ def overview(request: Request, backend: Uses, watching: Watching, user: Asks) ->
         facts = figures.facts(state, list(targets))
         running = _running(state, targets)
     day = _day_probe(request).look(partial(_day, backend)).value
-    store = watching.redis()
+    store, counters = watching.redis(), watching.counters().value or {}
     shown = []
     for pipeline in backend.pipelines():
         if user.sees(pipeline.name):
             known = {target.destination: target for target in targets.values() if target.pipeline == pipeline.name}
             source = watching.store(pipeline, known)
-            about = _About(facts, running, day, source.value, store.value)
+            about = _About(facts, running, day, source.value, store.value, counters)
             shown.append(_pipeline(pipeline, known, source, about, user))
     return {"now": datetime.now(UTC), "user": user.name, "pipelines": shown, "running": running,
             "redis": _redis(store)}  # fmt: skip
@@ -207,18 +209,21 @@ def _pipeline(
             "prepared": bound.prepared if bound else 0,
         },
         "destinations": [
-            _destination(target, known.get(target.name), about, now)
+            _destination(pipeline, target, known.get(target.name), about, now)
             for target in pipeline.destinations
         ],
     }  # fmt: skip
 
 
-def _destination(target: Destination, known: Target | None, about: _About, now: datetime) -> dict[str, Any]:
+def _destination(
+    pipeline: Pipeline, target: Destination, known: Target | None, about: _About, now: datetime
+) -> dict[str, Any]:
     requests = about.redis.requests.get(target.conn_id) if about.redis else None
     card: dict[str, Any] = {
         "name": target.name,
         "adapter": target.adapter,
         "requests": asdict(requests) if requests else None,
+        "traffic": _traffic(about.counters.get((pipeline.name, target.name))),
         "state": "not_started",
     }
     if known is None:
@@ -254,6 +259,27 @@ def _destination(target: Destination, known: Target | None, about: _About, now: 
         if facts.result == 0
         else None,
     }
+
+
+def _traffic(reading: Reading | None) -> dict[str, Any] | None:
+    """Requests, their latency and freshness of the last minutes, in seconds; and what the CRM told of a quota."""
+    if reading is None:
+        return None
+    recent = reading.recent
+    return {
+        "minutes": RECENT_MINUTES,
+        "per_second": sum(recent.get(f"requests:{status}", 0) for status in metering.STATUSES) / reading.seconds,
+        "throttled": recent.get("requests:429", 0),
+        "latency": _quantiles(recent, "latency", (0.5, 0.95)),
+        "freshness": _quantiles(recent, "freshness", (0.5, 0.95, 0.99)),
+        "quota": reading.quota._asdict() if reading.quota else None,
+    }
+
+
+def _quantiles(counts: Mapping[str, int], what: str, shares: Sequence[float]) -> dict[str, float] | None:
+    found = {f"p{share * 100:.0f}": metering.quantile(counts, what, share) for share in shares}
+    known = {name: seconds for name, seconds in found.items() if seconds is not None}
+    return known or None
 
 
 def _redis(seen: Seen[RedisState]) -> dict[str, Any]:
