@@ -15,6 +15,8 @@ import pytest
 import redis
 from fastapi.routing import APIRoute
 from tests.support.page import Page, serving
+from tests.support.reconciling import REPAIR, delete_in, write_in
+from tests.support.reconciling import check as reconcile
 from tests.support.simulators import Simulator
 from tests.support.world import World
 
@@ -625,7 +627,8 @@ def test_a_lead_over_all_crms(page: Page, refused: World) -> None:
     hubspot, salesforce = shown["destinations"]
     assert (hubspot["ledger"]["delivered"], salesforce["ledger"]["delivered"]) == (False, True)
     assert salesforce["ledger"]["crm_id"]
-    assert salesforce["ledger"]["url"] is None
+    assert salesforce["ledger"]["url"] == f"{refused.simulators['salesforce'].url}/#{salesforce['ledger']['crm_id']}"
+    assert shown["findings"] == []
     assert salesforce["ledger"]["claimed_by"]["sync_id"] == page.get("operations")["operations"][0]["sync_id"]
     assert [letter["destination"] for letter in shown["letters"]] == ["hubspot"]
     assert "lead1@" not in json.dumps(shown)
@@ -637,6 +640,27 @@ def test_a_record_has_a_link_into_its_crm(page: Page, refused: World) -> None:
     refused.state.execute("UPDATE leadsync.delivery SET crm_id = '00Q/\"><x' WHERE external_id = 'ASDAD:2'")
     entry = page.get("leads", pipeline="leads", external_id="ASDAD:2")["destinations"][1]["ledger"]
     assert entry["url"] == f"{refused.simulators['salesforce'].url}/lightning/00Q%2F%22%3E%3Cx/view"
+
+
+def test_what_a_reconciliation_found_of_a_lead(page: Page, refused: World) -> None:
+    crm_id = page.get("leads", pipeline="leads", external_id="ASDAD:9")["destinations"][1]["ledger"]["crm_id"]
+    delete_in(refused, "salesforce", "ASDAD:8")
+    write_in(refused, "salesforce", "ASDAD:9", "Elsewhere")
+    reconcile(refused, "salesforce")
+    (found,) = page.get("leads", pipeline="leads", external_id="ASDAD:9")["findings"]
+    assert (found["destination"], found["kind"]) == ("salesforce", "changed_by_hand")
+    assert set(found["fields"]) == {"LastName", "Company"}
+    url = f"{refused.simulators['salesforce'].url}/#{crm_id}"
+    assert found["records"] == [{"crm_id": crm_id, "url": url}]
+    assert (found["repaired_at"], found["repair_id"]) == (None, None)
+    assert "Elsewhere" not in json.dumps(found)
+    reconcile(refused, "salesforce", REPAIR)
+    newest, oldest = page.get("leads", pipeline="leads", external_id="ASDAD:9")["findings"]
+    assert newest["repaired_at"] > oldest["found_at"]
+    assert page.get("operations", sync_id=newest["repair_id"])["operations"][0]["kind"] == "repair"
+    assert [each["kind"] for each in page.get("leads", pipeline="leads", external_id="ASDAD:8")["findings"]] == [
+        "wrongly_deleted", "wrongly_deleted",
+    ]  # fmt: skip
 
 
 def test_the_history_of_a_lead_tells_what_changed_and_no_values(page: Page, refused: World) -> None:
