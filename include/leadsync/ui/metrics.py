@@ -17,7 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from leadsync import figures, metering
-from leadsync.figures import SourceState, Target
+from leadsync.config import Destination
+from leadsync.figures import Facts, SourceState, Target
 from leadsync.metering import RESULTS, STATUSES, Reading
 from leadsync.redis_state import RedisState
 from leadsync.ui.access import Backend, Uses, database
@@ -35,7 +36,31 @@ HISTOGRAMS = {
     ),
     "load": ("leadsync_load_duration_seconds", "How long one try of a load took."),
 }
+PIPELINE = ("pipeline",)
 STATES = ("up_to_date", "behind", "failing", "parked")
+# Text and labels of each.
+GAUGES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "destination_state": ("1 for the state in which a destination is, 0 for the others.", (*OWN, "state")),
+    "behind_seconds": ("Age of the oldest change that a destination has not got yet.", OWN),
+    "watermark_lag_seconds": ("Age of a destination's watermark.", OWN),
+    "queue_leads": (f"Leads in a queue, counted up to {figures.BOUND + 1}.", (*OWN, "queue")),
+    "last_success_timestamp_seconds": ("When a load of the destination succeeded last.", OWN),
+    "crm_quota_left": ("Requests that are left of a longer limit, as the CRM told last.", OWN),
+    "crm_quota_limit": ("The longer limit, as the CRM told last.", OWN),
+    "budget_used_requests": ("Requests of an account that Leadsync sent in a window.", (*OWN, "window_seconds")),
+    "budget_allowed_requests": ("Requests that Leadsync may send in a window.", (*OWN, "window_seconds")),
+    "lead_store_up": ("Whether the lead store answers.", PIPELINE),
+    "held_back_seconds": ("For how long an open transaction has held the watermark back.", PIPELINE),
+    "prepared_transactions": ("Prepared transactions in the lead store: they stop the watermark.", PIPELINE),
+    "run_duration_seconds": ("From its opening to its commit, of the newest run committed.", PIPELINE),
+    "redis_up": ("Whether Redis answers.", ()),
+    "redis_memory_used_bytes": ("Memory that Redis uses.", ()),
+    "redis_memory_max_bytes": ("Memory that Redis may use; 0: no limit.", ()),
+    "redis_snapshots": ("Complete snapshots among the first keys of Redis.", ()),
+    "redis_evicts": ("Whether Redis drops snapshots when it is full.", ()),
+}
+
+Name = tuple[str, str]  # pipeline and destination
 
 
 @router.get("/metrics")
@@ -80,112 +105,107 @@ class _Figures(Collector):
         shown = {name: targets[name] for name in named if name in targets}
         yield from _destinations(shown, facts, stores)
         yield from _pipelines(stores, runs)
-        redis, counters = self._services.redis(), self._services.counters()
-        yield _gauge("leadsync_redis_up", "Whether Redis answers.", [((), redis.problem is None and redis.value)])
+        redis = self._services.redis()
+        yield _gauge("redis_up", {(): redis.problem is None and redis.value is not None})
         if redis.value is not None:
-            yield from _redis(redis.value)
-            accounts = {name: redis.value.requests.get(target.conn_id) for name, target in named.items()}
-            used = [((*name, f"{quota.seconds:.0f}"), quota) for name, account in accounts.items() if account
-                    for quota in account.quotas]  # fmt: skip
-            window = (*OWN, "window_seconds")
-            yield _gauge("leadsync_budget_used_requests", "Requests of an account that Leadsync sent in a window.",
-                         [(labels, quota.used) for labels, quota in used], window)  # fmt: skip
-            yield _gauge("leadsync_budget_allowed_requests", "Requests that Leadsync may send in a window.",
-                         [(labels, quota.allowed) for labels, quota in used], window)  # fmt: skip
-        yield from _counters(counters.value or {})
+            yield from _redis(redis.value, named)
+        yield from _counters(self._services.counters().value or {})
 
 
 def _destinations(
-    targets: Mapping[tuple[str, str], Target],
-    facts: Mapping[int, figures.Facts],
-    stores: Mapping[str, Seen[SourceState]],
+    targets: Mapping[Name, Target], facts: Mapping[int, Facts], stores: Mapping[str, Seen[SourceState]]
 ) -> Iterator[Metric]:
     now = datetime.now(UTC)
+    own = {name: facts[target.number] for name, target in targets.items()}
     standings = {
-        name: figures.standing(target, facts[target.number], stores[target.pipeline].value, now)
+        name: figures.standing(target, own[name], stores[target.pipeline].value, now)
         for name, target in targets.items()
     }
-    own = {name: facts[target.number] for name, target in targets.items()}
-    yield _gauge("leadsync_destination_state", "1 for the state in which a destination is, 0 for the others.",
-                 [((*name, state), standing.state == state) for name, standing in standings.items()
-                  for state in STATES], (*OWN, "state"))  # fmt: skip
-    yield _gauge("leadsync_behind_seconds", "Age of the oldest change that a destination has not got yet.",
-                 [(name, standing.behind) for name, standing in standings.items()], OWN)  # fmt: skip
-    yield _gauge("leadsync_watermark_lag_seconds", "Age of a destination's watermark.",
-                 [(name, (now - target.watermark).total_seconds()) for name, target in targets.items()
-                  if target.watermark], OWN)  # fmt: skip
-    queues = [((*name, "main"), standing.waiting) for name, standing in standings.items()]
-    queues += [((*name, "retry"), fact.retry) for name, fact in own.items()]
-    queues += [((*name, "dead"), fact.dead) for name, fact in own.items()]
-    yield _gauge("leadsync_queue_leads", f"Leads in a queue, counted up to {figures.BOUND + 1}.",
-                 [(labels, count) for labels, count in queues if count is not None], (*OWN, "queue"))  # fmt: skip
-    yield _gauge("leadsync_last_success_timestamp_seconds", "When a load of the destination succeeded last.",
-                 [(name, fact.last_success.timestamp()) for name, fact in own.items() if fact.last_success],
-                 OWN)  # fmt: skip
+    yield _gauge(
+        "destination_state",
+        {(*name, state): standing.state == state for name, standing in standings.items() for state in STATES},
+    )
+    yield _gauge("behind_seconds", {name: standing.behind for name, standing in standings.items()})
+    marks = {name: target.watermark for name, target in targets.items() if target.watermark}
+    yield _gauge("watermark_lag_seconds", {name: (now - mark).total_seconds() for name, mark in marks.items()})
+    queues: dict[tuple[str, ...], float | None] = {}
+    for name, fact in own.items():
+        waiting = {"main": standings[name].waiting, "retry": fact.retry, "dead": fact.dead}
+        queues |= {(*name, queue): count for queue, count in waiting.items()}
+    yield _gauge("queue_leads", queues)
+    successes = {name: fact.last_success for name, fact in own.items() if fact.last_success}
+    yield _gauge("last_success_timestamp_seconds", {name: at.timestamp() for name, at in successes.items()})
 
 
 def _pipelines(stores: Mapping[str, Seen[SourceState]], runs: Mapping[str, float]) -> Iterator[Metric]:
-    label = ("pipeline",)
+    up = {name: seen.problem is None and seen.value is not None for name, seen in stores.items()}
     bounds = {(name,): seen.value.bound for name, seen in stores.items() if seen.value}
-    yield _gauge("leadsync_lead_store_up", "Whether the lead store answers.",
-                 [((name,), seen.problem is None and seen.value is not None) for name, seen in stores.items()],
-                 label)  # fmt: skip
-    yield _gauge("leadsync_held_back_seconds", "For how long an open transaction has held the watermark back.",
-                 [(name, bound.held_back if bound.pid else 0.0) for name, bound in bounds.items()], label)  # fmt: skip
-    yield _gauge("leadsync_prepared_transactions", "Prepared transactions in the lead store: they stop the watermark.",
-                 [(name, bound.prepared) for name, bound in bounds.items()], label)  # fmt: skip
-    yield _gauge("leadsync_run_duration_seconds", "From its opening to its commit, of the newest run committed.",
-                 [((name,), seconds) for name, seconds in runs.items()], label)  # fmt: skip
+    yield _gauge("lead_store_up", {(name,): answers for name, answers in up.items()})
+    yield _gauge("held_back_seconds", {name: bound.held_back if bound.pid else 0 for name, bound in bounds.items()})
+    yield _gauge("prepared_transactions", {name: bound.prepared for name, bound in bounds.items()})
+    yield _gauge("run_duration_seconds", {(name,): seconds for name, seconds in runs.items()})
 
 
-def _redis(told: RedisState) -> Iterator[Metric]:
-    yield _gauge("leadsync_redis_memory_used_bytes", "Memory that Redis uses.", [((), told.used_memory)])
-    yield _gauge("leadsync_redis_memory_max_bytes", "Memory that Redis may use; 0: no limit.", [((), told.max_memory)])
-    yield _gauge("leadsync_redis_snapshots", "Complete snapshots in Redis, of its first keys.", [((), told.snapshots)])
-    evicts = told.eviction not in (None, "noeviction")
-    yield _gauge("leadsync_redis_evicts", "Whether Redis drops snapshots when it is full.", [((), evicts)])
+def _redis(told: RedisState, targets: Mapping[Name, Destination]) -> Iterator[Metric]:
+    yield _gauge("redis_memory_used_bytes", {(): told.used_memory})
+    yield _gauge("redis_memory_max_bytes", {(): told.max_memory})
+    yield _gauge("redis_snapshots", {(): told.snapshots})
+    yield _gauge("redis_evicts", {(): told.eviction not in (None, "noeviction")})
+    accounts = {name: told.requests.get(target.conn_id) for name, target in targets.items()}
+    quotas = {
+        (*name, f"{quota.seconds:.0f}"): quota
+        for name, account in accounts.items()
+        if account
+        for quota in account.quotas
+    }
+    yield _gauge("budget_used_requests", {labels: quota.used for labels, quota in quotas.items()})
+    yield _gauge("budget_allowed_requests", {labels: quota.allowed for labels, quota in quotas.items()})
 
 
-def _counters(readings: Mapping[tuple[str, str], Reading]) -> Iterator[Metric]:
+def _counters(readings: Mapping[Name, Reading]) -> Iterator[Metric]:
     own = {name: reading for name, reading in readings.items() if name[1]}
-    pipelines = {name[:1]: reading for name, reading in readings.items() if not name[1]}
-
-    def counter(name: str, text: str, label: str, values: Sequence[str], prefix: str) -> Metric:
-        family = CounterMetricFamily(name, text, labels=(*OWN, label))
-        for owner, reading in own.items():
-            for value in values:
-                family.add_metric((*owner, value), reading.total.get(f"{prefix}:{value}", 0))
-        return family
-
-    yield counter("leadsync_leads", "Leads that ended in loads, by how.", "result", RESULTS, "leads")
-    yield counter("leadsync_crm_requests", "Requests by status; none: no whole reply.", "status", STATUSES, "requests")
-    yield counter("leadsync_loads", "Tries of loads.", "result", ("success", "failure"), "loads")
+    yield _counter("leads", "Leads that ended in loads, by how.", own, "leads", "result", RESULTS)
+    yield _counter("crm_requests", "Requests; none: no whole reply.", own, "requests", "status", STATUSES)
+    yield _counter("loads", "Tries of loads.", own, "loads", "result", ("success", "failure"))
     retries = CounterMetricFamily("leadsync_retries", "Leads that failed in passing and were queued.", labels=OWN)
     for owner, reading in own.items():
         retries.add_metric(owner, reading.total.get("retries", 0))
     yield retries
+    for kind in ("rows", "bytes"):
+        stored = CounterMetricFamily(
+            f"leadsync_snapshot_{kind}", f"{kind.title()} of snapshots taken.", labels=PIPELINE
+        )
+        for (pipeline, destination), reading in readings.items():
+            if not destination:
+                stored.add_metric((pipeline,), reading.total.get(f"snapshot:{kind}", 0))
+        yield stored
     for what, (name, text) in HISTOGRAMS.items():
         histogram = HistogramMetricFamily(name, text, labels=OWN)
         for owner, reading in own.items():
             buckets, total = metering.histogram(reading.total, what)
-            histogram.add_metric(
-                owner, [("+Inf" if isinf(bound) else str(float(bound)), count) for bound, count in buckets], total
-            )
+            named = [("+Inf" if isinf(bound) else str(float(bound)), count) for bound, count in buckets]
+            histogram.add_metric(owner, named, total)
         yield histogram
-    for kind in ("rows", "bytes"):
-        family = CounterMetricFamily(f"leadsync_snapshot_{kind}", f"Snapshots: {kind} stored.", labels=("pipeline",))
-        for pipeline, reading in pipelines.items():
-            family.add_metric(pipeline, reading.total.get(f"snapshot:{kind}", 0))
-        yield family
     quotas = {name: reading.quota for name, reading in own.items() if reading.quota}
-    yield _gauge("leadsync_crm_quota_left", "Requests that are left of a longer limit, as the CRM told last.",
-                 [(name, quota.left) for name, quota in quotas.items()], OWN)  # fmt: skip
-    yield _gauge("leadsync_crm_quota_limit", "The longer limit that the CRM told.",
-                 [(name, quota.limit) for name, quota in quotas.items() if quota.limit is not None], OWN)  # fmt: skip
+    yield _gauge("crm_quota_left", {name: quota.left for name, quota in quotas.items()})
+    yield _gauge("crm_quota_limit", {name: quota.limit for name, quota in quotas.items()})
 
 
-def _gauge(name: str, text: str, samples: Iterable[tuple[Sequence[str], object]], labels: Sequence[str] = ()) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, value in samples:
-        family.add_metric(values, float(value) if isinstance(value, int | float) else float(bool(value)))
+def _counter(
+    name: str, text: str, readings: Mapping[Name, Reading], prefix: str, label: str, values: Sequence[str]
+) -> Metric:
+    family = CounterMetricFamily(f"leadsync_{name}", text, labels=(*OWN, label))
+    for owner, reading in readings.items():
+        for value in values:
+            family.add_metric((*owner, value), reading.total.get(f"{prefix}:{value}", 0))
+    return family
+
+
+def _gauge(name: str, samples: Mapping[tuple[str, ...], float | None]) -> Metric:
+    """By the values of its labels; without those that are not known."""
+    text, labels = GAUGES[name]
+    family = GaugeMetricFamily(f"leadsync_{name}", text, labels=labels)
+    for values, number in samples.items():
+        if number is not None:
+            family.add_metric(values, float(number))
     return family
