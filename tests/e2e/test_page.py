@@ -92,7 +92,7 @@ def test_a_person_finds_the_page_in_airflows_navigation(letters: Airflow, person
     card = frame.locator("article", has_text="hubspot").first
     expect(card).to_contain_text(re.compile(r"CRM load, last 15 min.*p50 [\d,]+ ms · p95 [\d,]+ ms"))
     expect(card).to_contain_text(re.compile(r"Freshness, last 15 min.*p50 .*p95 .*p99"))
-    expect(card).to_contain_text(re.compile(r"Quota left, as the CRM tells.* of 250,000"))
+    expect(card).to_contain_text(re.compile(r"Quota left, as the CRM tells.* of 1,000,000"))
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

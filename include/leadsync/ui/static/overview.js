@@ -185,7 +185,9 @@ function traffic(told) {
     fact(
       t("CRM load, last {n} min", last),
       [
-        t("{n} requests a second", { n: number(told.per_second, 2) }),
+        told.per_second < 1
+          ? t("{n} requests a minute", { n: number(told.per_second * 60, 1) })
+          : t("{n} requests a second", { n: number(told.per_second, 1) }),
         latency && quantiles(latency, (seconds) => t("{n} ms", { n: number(seconds * 1000) })),
         told.throttled > 0 && t("{n} throttled (429)", { n: number(told.throttled) }),
       ]
