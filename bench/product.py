@@ -1,6 +1,6 @@
 """Leadsync on the servers of a benchmark, as its tasks put it together.
 
-With all that its promises need: encryption, ledger, operation log, the fence, and the budget of requests in Redis.
+With all that its promises need: encryption, ledger, operation log, the fence, the budget of requests in Redis, metrics.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def clients(pipeline: Pipeline, places: Mapping[str, str]) -> Iterator[Clients]:
         with (
             redis.Redis(port=port) as client,
             closing(registry.build(target, endpoint, budget=Budget(client, Lane.NEW))) as adapter,
+            adapter.meter.kept(client, pipeline.name, name),
         ):
             yield adapter
 

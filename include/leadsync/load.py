@@ -8,10 +8,13 @@ dies goes on where it had settled last. While one group is under way the next is
 from __future__ import annotations
 
 import gc
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 import structlog
 
@@ -20,6 +23,7 @@ from leadsync.claiming import Claiming, Reread
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
 from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
+from leadsync.freshness import Freshness
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import Mapper
@@ -83,6 +87,8 @@ class Load:
             state, pipeline.source, operation, destination_id, fence, reader, self._letters, reread,
             ids=sender.adapter.needs_crm_id,
         )  # fmt: skip
+        self._meter = sender.adapter.meter
+        self._freshness = Freshness(pipeline.source, self._meter)
         self._retry_after: float | None = None
         self._retries = False  # there may be leads in the retry queue
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
@@ -120,7 +126,15 @@ class Load:
         for (attempts, delete), items in sorted(tiers.items()):
             for batch in self._sender.adapter.cut(items, delete=delete, share=BATCH_SHARES[attempts]):
                 leads = [Lead(item.mapped.external_id, item.mapped.fields, item.crm_id) for item in batch]
-                group.batches.append((batch, self._sender.send(leads, delete=delete)))
+                sent = self._sender.send(leads, delete=delete)
+                if self._operation.kind == "run":  # what the other kinds send is old on purpose
+                    sent.add_done_callback(partial(self._measure, batch))
+                group.batches.append((batch, sent))
+
+    def _measure(self, batch: Sequence[Item], sent: Future[list[Outcome]]) -> None:
+        """The sender's thread comes here as soon as the CRM has answered."""
+        if not sent.cancelled() and sent.exception() is None:
+            self._freshness.accepted(lambda place: batch[place].line, sent.result(), time.time())
 
     # Settling --------------------------------------------------------------------------------------------------
 
@@ -187,6 +201,7 @@ class Load:
                 nonsense = outcome.message
         if nonsense:
             self._letters.remember("nonsense", f"{self._target.name} answered what makes no sense", {"reply": nonsense})
+        self._meter.add({"retries": len(retries)})
         self._retries = self._retries or bool(retries)
         tries = dead_letters.queue_retries(self._state, self._id, self._operation.sync_id, retries)
         letters = []
@@ -199,12 +214,14 @@ class Load:
 
     def _count(self, group: Group, delivered: int) -> None:
         counts = self.log.counts
+        before = asdict(counts)
         counts.read += group.read
         counts.not_routed += group.not_routed
         counts.delivered += delivered
         counts.unchanged += len(group.unchanged)
         counts.overtaken += len(group.overtaken)
         counts.dead += len(group.letters)
+        self._meter.add({f"leads:{name}": number - before[name] for name, number in asdict(counts).items()})
         self.log.next_chunk = group.next_chunk
 
     # Judging ---------------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
             recovery_log.append(state, pipeline.name, "snapshot", str(error), sync_id=operation.sync_id)
             raise
         tracing.note(span, rows=manifest.rows, chunks=manifest.chunks, shards=shards)
+    snapshots.count(manifest)
     log.info("snapshot", sync_id=operation.sync_id, **asdict(manifest))
 
 
@@ -172,6 +173,7 @@ def _load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, 
     try:
         with (
             clients.open_adapter(destination) as adapter,
+            adapter.meter.loading(),
             fence.share(
                 state, mark.destination_id, adapter.longest_request, sync_id, shard, end_work=adapter.end_work
             ) as held,

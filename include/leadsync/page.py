@@ -24,6 +24,7 @@ def make(authenticate: Callable[..., User]) -> FastAPI:
         sealer=runtime.sealer,
         pipelines=_pipelines,
         endpoint=runtime.endpoint,
+        metrics_token=runtime.metrics_token,
     )
     return create_app(backend, authenticate)
 

@@ -134,6 +134,7 @@ class _Removal:
                 done.append((mapped.key, mapped.digest, outcome.crm_id, outcome.status is Status.DELETED))
                 records.append(changes.record(Status.DELETED, self._line(mapped.external_id)))
         row.counts.delivered, row.counts.dead = len(done), len(refused)
+        self._sender.adapter.meter.add({"leads:delivered": len(done), "leads:dead": len(refused)})
         with self._state.transaction():
             ledger.settle(self._state, self._id, sequence, done)
             dead_letters.resolve(self._state, self._id, [key for key, *_ in done], "deleted with the lead")

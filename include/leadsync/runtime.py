@@ -46,6 +46,7 @@ REDIS = "leadsync_redis"
 # The pipeline files.
 PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "pipelines")
 KEY_VARIABLE = "leadsync_encryption_key"
+TOKEN_VARIABLE = "leadsync_metrics_token"  # noqa: S105 the name of one
 LONGEST_WAIT = timedelta(minutes=15)
 LONGEST_LABEL = 200  # characters; Airflow keeps 250
 
@@ -250,6 +251,7 @@ def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAd
     with (
         redis_client() as client,
         closing(registry.build(target, endpoint(target), budget=Budget(client, lane))) as adapter,
+        adapter.meter.kept(client, pipeline.name, destination),
     ):
         yield adapter
 
@@ -362,3 +364,8 @@ def redis_client() -> Iterator[redis.Redis]:
 def sealer() -> Sealer:
     """With the keys of the environment or of Airflow's variable."""
     return Sealer(os.environ.get("LEADSYNC_ENCRYPTION_KEY") or Variable.get(KEY_VARIABLE, default=""))
+
+
+def metrics_token() -> str:
+    """What Prometheus shows when it scrapes, from the environment or Airflow's variable; empty: there is none."""
+    return os.environ.get("LEADSYNC_METRICS_TOKEN") or str(Variable.get(TOKEN_VARIABLE, default=""))

@@ -16,6 +16,7 @@ import orjson
 import redis
 
 from leadsync.errors import RedisAway, SnapshotError, Unavailable
+from leadsync.metering import Meter
 from leadsync.models import WHOLE, Share
 from leadsync.sealing import Sealer
 
@@ -48,6 +49,7 @@ class SnapshotStore:
     ) -> None:
         self._redis = client
         self._sealer = sealer
+        self._pipeline = pipeline
         self._prefix = f"leadsync:{pipeline}:snapshot"
         self._ttl = ttl_seconds
         self._again = again
@@ -76,6 +78,12 @@ class SnapshotStore:
         manifest = Manifest(count, chunks, stored, sequence, columns)
         self._seal(orjson.dumps(asdict(manifest)), f"{self._prefix}:{snapshot_id}:manifest")
         return manifest
+
+    def count(self, manifest: Manifest) -> None:
+        """Counts a snapshot that was taken, for those who watch."""
+        meter = Meter()
+        with meter.kept(self._redis, self._pipeline):
+            meter.add({"snapshot:rows": manifest.rows, "snapshot:bytes": manifest.stored_bytes})
 
     def manifest(self, snapshot_id: str) -> Manifest:
         """The manifest of a complete snapshot."""

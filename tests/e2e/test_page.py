@@ -89,6 +89,10 @@ def test_a_person_finds_the_page_in_airflows_navigation(letters: Airflow, person
     expect(frame.locator("article", has_text="hubspot").first).to_contain_text(re.compile("Dead letters ?8"))
     expect(frame.locator(".facts")).to_contain_text("customer · reachable")
     expect(frame.locator(".facts")).to_contain_text("noeviction")
+    card = frame.locator("article", has_text="hubspot").first
+    expect(card).to_contain_text(re.compile(r"CRM load, last 15 min.*p50 [\d,]+ ms · p95 [\d,]+ ms"))
+    expect(card).to_contain_text(re.compile(r"Freshness, last 15 min.*p50 .*p95 .*p99"))
+    expect(card).to_contain_text(re.compile(r"Quota left, as the CRM tells.* of 1,000,000"))
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -199,6 +203,13 @@ def test_a_lead_is_found_by_its_phone_number(letters: Airflow, person: Open) -> 
     expect(frame.locator(".timeline li")).to_have_count(2)
     expect(frame.locator(".timeline")).to_contain_text("created")
     assert not [url for url in [*asked, frame.url, someone.page.url] if "13900000012" in url]
+    # From there to the record, which stands first in the CRM's page however many came later.
+    link = frame.get_by_role("table", name="CRMs").locator("a.out").first
+    crm_id, url = link.inner_text(), str(link.get_attribute("href"))
+    assert url == f"{letters.stack.url('crm-hubspot')}/#{crm_id}"
+    someone.page.goto(url)
+    expect(someone.page.locator("tr[aria-current]")).to_contain_text("PAGE:12")
+    expect(someone.page.locator("#records tr").first).to_contain_text(crm_id)
 
 
 def test_a_line_is_acknowledged_with_a_note(letters: Airflow, person: Open) -> None:

@@ -70,7 +70,7 @@ def contents(world: World) -> dict[str, list[str]]:
                 opened = world.sealer.open(blob, f"dead_letter:{destination}:{key}:{part}")
                 found["dead_letter"].append(opened.decode())
     client = world.snapshots._redis
-    keys = sorted(key.decode() for key in client.scan_iter())
+    keys = sorted(key.decode() for key in client.scan_iter("leadsync:*:snapshot:*"))  # the rest are counters
     found["snapshot"] = [world.sealer.open(client.get(key), key).decode() for key in keys]
     found["redis"] = keys
     return found

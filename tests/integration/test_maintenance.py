@@ -22,6 +22,8 @@ from leadsync.state import operations as operation_state
 from leadsync.state import retention, vacuum
 from leadsync.state.operations import Operation
 
+SNAPSHOTS = "leadsync:*:snapshot:*"  # the other keys are counters
+
 # Operations, by what their rows say: days ago, and whether they are to stay with 90 days of retention.
 OPERATIONS: dict[str, tuple[dict[str, float], bool]] = {
     "committed": ({"started_at": 91, "snapshot_at": 91, "committed_at": 91, "start_at": 91, "end_at": 91}, False),
@@ -236,11 +238,11 @@ def dropped(world: World) -> set[str]:
     """Drops what is needless and checks what it says against what Redis says."""
     before = set(world.snapshots.stored())
     client = world.snapshots._redis
-    sizes = {key: client.strlen(key) for key in client.scan_iter()}
+    sizes = {key: client.strlen(key) for key in client.scan_iter(SNAPSHOTS)}
     counts = maintenance.drop_snapshots(world.clients, world.pipeline)
     after = set(world.snapshots.stored())
     assert (counts["dropped"], counts["kept"]) == (len(before - after), len(after))
-    assert counts["freed"] == sum(sizes.values()) - sum(client.strlen(key) for key in client.scan_iter())
+    assert counts["freed"] == sum(sizes.values()) - sum(client.strlen(key) for key in client.scan_iter(SNAPSHOTS))
     return before - after
 
 

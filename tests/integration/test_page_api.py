@@ -15,6 +15,8 @@ import pytest
 import redis
 from fastapi.routing import APIRoute
 from tests.support.page import Page, serving
+from tests.support.reconciling import REPAIR, delete_in, write_in
+from tests.support.reconciling import check as reconcile
 from tests.support.simulators import Simulator
 from tests.support.world import World
 
@@ -325,7 +327,24 @@ def test_redis_that_is_away_is_told(page: Page, refused: World) -> None:
     page.redis_away = True
     shown = page.get("overview")
     assert (shown["redis"]["reachable"], shown["redis"]["problem"]) == (False, "ConnectionError")
-    assert shown["pipelines"][0]["destinations"][0]["requests"] is None
+    card = shown["pipelines"][0]["destinations"][0]
+    assert (card["requests"], card["traffic"]) == (None, None)
+
+
+def test_a_card_tells_what_its_crm_bears_just_now(page: Page, world: World) -> None:
+    idle = page.get("overview")["pipelines"][0]["destinations"][0]["traffic"]
+    assert idle == {
+        "minutes": 15, "per_second": 0, "throttled": 0, "latency": None, "freshness": None, "quota": None,
+    }  # fmt: skip
+    world.simulators["hubspot"].faults(too_many={"next": 1, "retry_after": 0}, latency=0.12)
+    world.run()
+    world.simulators["hubspot"].faults()
+    told = page.get("overview")["pipelines"][0]["destinations"][0]["traffic"]
+    assert told["throttled"] == 1
+    assert told["per_second"] == pytest.approx(world.simulators["hubspot"].stats()["requests"] / 870, rel=0.05)
+    assert 0.1 < told["latency"]["p50"] <= told["latency"]["p95"] < 5
+    assert 0 < told["freshness"]["p50"] <= told["freshness"]["p95"] <= told["freshness"]["p99"] < 60
+    assert told["quota"]["limit"] - told["quota"]["left"] == world.simulators["hubspot"].stats()["requests"]
 
 
 def test_a_load_under_way_has_a_progress_bar(page: Page, world: World) -> None:
@@ -608,7 +627,8 @@ def test_a_lead_over_all_crms(page: Page, refused: World) -> None:
     hubspot, salesforce = shown["destinations"]
     assert (hubspot["ledger"]["delivered"], salesforce["ledger"]["delivered"]) == (False, True)
     assert salesforce["ledger"]["crm_id"]
-    assert salesforce["ledger"]["url"] is None
+    assert salesforce["ledger"]["url"] == f"{refused.simulators['salesforce'].url}/#{salesforce['ledger']['crm_id']}"
+    assert shown["findings"] == []
     assert salesforce["ledger"]["claimed_by"]["sync_id"] == page.get("operations")["operations"][0]["sync_id"]
     assert [letter["destination"] for letter in shown["letters"]] == ["hubspot"]
     assert "lead1@" not in json.dumps(shown)
@@ -620,6 +640,27 @@ def test_a_record_has_a_link_into_its_crm(page: Page, refused: World) -> None:
     refused.state.execute("UPDATE leadsync.delivery SET crm_id = '00Q/\"><x' WHERE external_id = 'ASDAD:2'")
     entry = page.get("leads", pipeline="leads", external_id="ASDAD:2")["destinations"][1]["ledger"]
     assert entry["url"] == f"{refused.simulators['salesforce'].url}/lightning/00Q%2F%22%3E%3Cx/view"
+
+
+def test_what_a_reconciliation_found_of_a_lead(page: Page, refused: World) -> None:
+    crm_id = page.get("leads", pipeline="leads", external_id="ASDAD:9")["destinations"][1]["ledger"]["crm_id"]
+    delete_in(refused, "salesforce", "ASDAD:8")
+    write_in(refused, "salesforce", "ASDAD:9", "Elsewhere")
+    reconcile(refused, "salesforce")
+    (found,) = page.get("leads", pipeline="leads", external_id="ASDAD:9")["findings"]
+    assert (found["destination"], found["kind"]) == ("salesforce", "changed_by_hand")
+    assert set(found["fields"]) == {"LastName", "Company"}
+    url = f"{refused.simulators['salesforce'].url}/#{crm_id}"
+    assert found["records"] == [{"crm_id": crm_id, "url": url}]
+    assert (found["repaired_at"], found["repair_id"]) == (None, None)
+    assert "Elsewhere" not in json.dumps(found)
+    reconcile(refused, "salesforce", REPAIR)
+    newest, oldest = page.get("leads", pipeline="leads", external_id="ASDAD:9")["findings"]
+    assert newest["repaired_at"] > oldest["found_at"]
+    assert page.get("operations", sync_id=newest["repair_id"])["operations"][0]["kind"] == "repair"
+    assert [each["kind"] for each in page.get("leads", pipeline="leads", external_id="ASDAD:8")["findings"]] == [
+        "wrongly_deleted", "wrongly_deleted",
+    ]  # fmt: skip
 
 
 def test_the_history_of_a_lead_tells_what_changed_and_no_values(page: Page, refused: World) -> None:

@@ -73,9 +73,16 @@ class Page:
         self.port = free_port()
         self.store_away = False
         self.redis_away = False
+        self.token = "token-of-the-test"
         self.app = create_app(
             Backend(
-                self._state, self._source, self._redis, lambda: Sealer(KEY), lambda: [self.pipeline], self._endpoint
+                self._state,
+                self._source,
+                self._redis,
+                lambda: Sealer(KEY),
+                lambda: [self.pipeline],
+                self._endpoint,
+                lambda: self.token,
             ),
             authenticate,
         )

@@ -69,7 +69,8 @@ class World:
 
     @contextmanager
     def adapter(self, destination: str) -> Iterator[CRMAdapter]:
-        with closing(registry.build(self.target(destination), self.simulators[destination].endpoint)) as adapter:
+        adapter = registry.build(self.target(destination), self.simulators[destination].endpoint)
+        with closing(adapter), adapter.meter.kept(self.redis, self.pipeline.name, destination):
             yield adapter
 
     @property

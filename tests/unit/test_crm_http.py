@@ -393,3 +393,19 @@ def test_the_pacer_spaces_requests_evenly() -> None:
 
 def test_the_longest_request_sums_all_time_outs(client: Client) -> None:
     assert client.http.longest_request == pytest.approx(3 * 0.5 + 2 * 0.3)
+
+
+def test_every_request_is_observed_with_the_status_that_it_deserves(script: Scripted) -> None:
+    seen: list[tuple[int | None, float, str | None]] = []
+    client = Client(script.url, translate=lambda reply: replace(reply, status=429) if b"slow" in reply.body else reply)
+    client.http._observe = lambda status, seconds, headers: seen.append((status, seconds, headers.get("x-left")))
+    script.answers = [Answer(200, "slow down"), Answer(201, {}, headers={"X-Left": "7"})]
+    client.get()
+    assert [(status, left) for status, _, left in seen] == [(429, None), (201, "7")]
+    script.answers = [Answer(raw=lambda write: time.sleep(0.5))]
+    with pytest.raises(RequestFailed):
+        client.get()
+    assert seen[-1][0] is None
+    assert seen[-1][1] >= 0.3
+    assert all(0 < seconds < 5 for _, seconds, _ in seen)
+    client.http.close()

@@ -108,5 +108,6 @@ def airflow(root: Path, state_dir: Path, dags: Path, base: int, postgres: Postgr
         **connections_of_the_user(),
         **connections(base, postgres, secrets),
         "LEADSYNC_ENCRYPTION_KEY": secrets["encryption_key"],
+        "LEADSYNC_METRICS_TOKEN": secrets["metrics_token"],
         "LEADSYNC_DB_DSN": postgres.dsn("leadsync"),
     }

@@ -20,6 +20,7 @@ from leadsync.config import Destination
 from leadsync.crm import values
 from leadsync.crm.http import Access, Credentials, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
+from leadsync.metering import Meter, Quota
 from leadsync.models import Lead, Outcome, Record, Status
 
 T = TypeVar("T")
@@ -113,6 +114,7 @@ class CRMAdapter(ABC):
         self.settings: Any = settings
         self.before_request = before_request
         self.who = f"{self.label} (connection {destination.conn_id})"
+        self.meter = Meter(self.quota_left)
         limits = settings.limits(self.limits)
         account = None
         if budget is not None:
@@ -126,6 +128,7 @@ class CRMAdapter(ABC):
             before_request=lambda: self.before_request(),
             explain=self.explain,
             translate=self.translate,
+            observe=self.meter.request,
         )
         if account is not None:
             self.http.throttled, self.http.sleep = account.throttled, account.sleep
@@ -204,6 +207,10 @@ class CRMAdapter(ABC):
     def explain(self, reply: Reply) -> LeadsyncError | None:
         """What an error reply means where the vendor differs from HTTP's general rules."""
         return self.missing("404", self.destination.object) if reply.status == 404 else None
+
+    def quota_left(self, headers: Mapping[str, str]) -> Quota | None:
+        """What a reply's headers (case-insensitive) tell of the account's longer limit; None where they do not."""
+        return None
 
     def make_credentials(self) -> Credentials:
         """By default the connection's password is a token."""

@@ -157,7 +157,8 @@ class HTTPClient:
     included. `translate` gives a reply the status that it deserves, where a vendor tells errors in a 200. `explain`
     turns a vendor's error reply into what to raise, or None for the general rules. `sleep` waits out short throttling.
     `throttled` is told for how many seconds the CRM wants no requests, and whether that is
-    because of a spent quota.
+    because of a spent quota. `observe` is told of every request that has ended: the status that the reply deserves
+    (None without a whole one), the seconds that it took, and the reply's headers.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class HTTPClient:
         explain: Callable[[Reply], LeadsyncError | None],
         translate: Callable[[Reply], Reply] = lambda reply: reply,
         sleep: Callable[[float], None] = time.sleep,
+        observe: Callable[[int | None, float, Mapping[str, str]], None] = lambda status, seconds, headers: None,
     ) -> None:
         self._who = who
         self._timeouts = (connect_timeout, read_timeout)
@@ -178,6 +180,7 @@ class HTTPClient:
         self._before_request = before_request
         self._explain = explain
         self._translate = translate
+        self._observe = observe
         self.sleep = sleep
         self.throttled: Callable[[float, bool], None] = lambda seconds, spent: None
         self._session = _session()
@@ -220,8 +223,8 @@ class HTTPClient:
                 failure.sent = False  # it was the login that failed
                 raise
             sent = {**(headers or {}), **access.authorization}
-            reply = self._translate(
-                self.send(method, access.url + path, headers=sent, body=body, form=form, params=params)
+            reply = self.send(
+                method, access.url + path, headers=sent, body=body, form=form, params=params, translate=self._translate
             )
             if reply.status == 401 and refused is None:
                 refused = access
@@ -252,10 +255,9 @@ class HTTPClient:
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        translate: Callable[[Reply], Reply] = lambda reply: reply,
     ) -> Reply:
         """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
-        from urllib3.exceptions import HTTPError
-
         sent = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "leadsync"}
         sent.update(headers or {})
         if form is not None:
@@ -266,12 +268,25 @@ class HTTPClient:
         route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()
+        began = time.monotonic()
+        try:
+            reply = self._exchange(route, method, f"{url}?{urlencode(params)}" if params else url, sent, body)
+        except LeadsyncError:
+            self._observe(None, time.monotonic() - began, {})
+            raise
+        seconds = time.monotonic() - began
+        reply = translate(reply)
+        self._observe(reply.status, seconds, reply.headers)
+        return reply
+
+    def _exchange(self, route: _Route, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+        from urllib3.exceptions import HTTPError
+
         deadline = time.monotonic() + self.longest_request - self._timeouts[1]
         try:
             response = route.pool.urlopen(
-                method, route.target(f"{url}?{urlencode(params)}" if params else url), body=body,
-                headers={**sent, **route.headers}, timeout=route.timeout, retries=False, redirect=False,
-                assert_same_host=False, preload_content=False, decode_content=False,
+                method, route.target(url), body=body, headers={**headers, **route.headers}, timeout=route.timeout,
+                retries=False, redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
             )  # fmt: skip
             try:
                 reply = Reply(response.status, response.headers, self._read(response, deadline))

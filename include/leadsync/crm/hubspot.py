@@ -11,7 +11,7 @@ merged leads to the other contact.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Reply, RequestFailed
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
+from leadsync.metering import Quota
 from leadsync.models import Lead, Outcome, Record, Status
 
 # Categories of an error that say nothing about the data.
@@ -188,6 +189,10 @@ fields:
         if status == 477:  # the account is being moved, for up to a day
             return RequestFailed(f"{self.who} is moving the account (477)", "477", retry_after=wait)
         return super().explain(reply)
+
+    def quota_left(self, headers: Mapping[str, str]) -> Quota | None:
+        left, limit = (headers.get(f"X-HubSpot-RateLimit-Daily{what}", "") for what in ("-Remaining", ""))
+        return Quota(int(left), int(limit) if limit.isdecimal() else None) if left.isdecimal() else None
 
     def _path(self, what: str) -> str:
         version, name = self.settings.api_version, self.destination.object

@@ -29,6 +29,7 @@ from leadsync.crm.http import Access, Credentials, Reply, RequestFailed, StaticT
 from leadsync.crm.pipedrive_records import CONTACTS, KINDS, LINKS, ONE, Kind, Records
 from leadsync.crm.singly import one_by_one, unfit_id, unless_gone
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
+from leadsync.metering import Quota
 from leadsync.models import Lead, Outcome, Record, Status
 
 WALK = 100  # for more external ids than these a search for each costs more tokens than a list of all records
@@ -119,9 +120,13 @@ fields:
                 f"in destination {target.name!r}"
             )
 
+    def quota_left(self, headers: Mapping[str, str]) -> Quota | None:
+        left, limit = _tokens(headers)
+        return None if left is None else Quota(left, limit)
+
     def explain(self, reply: Reply) -> LeadsyncError | None:
         status, error = reply.status, _error(reply)
-        if status == 429 and _tokens(reply)[0] == 0:
+        if status == 429 and _tokens(reply.headers)[0] == 0:
             self.http.throttled(ASK_AGAIN, True)
             return QuotaExceeded(f"{self.who}: the account's tokens for today are spent")
         if status == 402:
@@ -214,7 +219,7 @@ fields:
 
     def _call(self, method: str, path: str, **content: Any) -> Reply:
         reply = self.http.request(method, path, self.credentials, **content)
-        left, limit = _tokens(reply)
+        left, limit = _tokens(reply.headers)
         if left is not None and limit and left < limit * self.settings.reserve:
             self.http.throttled(ASK_AGAIN, True)
         return reply
@@ -247,9 +252,9 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def _tokens(reply: Reply) -> tuple[int | None, int | None]:
+def _tokens(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
     """Of the account's tokens for today: those left, and all."""
-    left, limit = (reply.headers.get(f"x-daily-ratelimit-token-{what}", "") for what in ("remaining", "limit"))
+    left, limit = (headers.get(f"x-daily-ratelimit-token-{what}", "") for what in ("remaining", "limit"))
     return int(left) if left.isdecimal() else None, int(limit) if limit.isdecimal() else None
 
 

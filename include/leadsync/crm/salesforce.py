@@ -13,7 +13,7 @@ record may have been deleted and created again, and then the new one would stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -27,6 +27,7 @@ from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
 from leadsync.crm.login import TokenLogin
 from leadsync.crm.salesforce_bulk import DISABLED, ROWS, Bulk
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
+from leadsync.metering import Quota
 from leadsync.models import Lead, Outcome, Record, Status
 
 PASSING = frozenset(
@@ -34,6 +35,7 @@ PASSING = frozenset(
 )
 NOT_THERE = frozenset({"ENTITY_IS_DELETED", "NOT_FOUND", "INVALID_CROSS_REFERENCE_KEY"})
 SETUP = frozenset({"INVALID_FIELD", "INVALID_FIELD_FOR_INSERT_UPDATE", "INVALID_TYPE", "NOT_FOUND"})
+USAGE = re.compile(r"(?<![\w-])api-usage=(\d+)/(\d+)")  # that of the whole organisation
 COLUMN = re.compile(r"No such column '(\w+)'")
 QUERY_LENGTH = 12_000  # characters of external ids in the address of one query: Salesforce takes 16 KiB
 ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
@@ -238,6 +240,10 @@ fields:
                 f"{self.who}: the field {key.name!r} of {target.object!r} is not an external id with unique values: "
                 "tick both in its definition"
             )
+
+    def quota_left(self, headers: Mapping[str, str]) -> Quota | None:
+        usage = USAGE.search(headers.get("Sforce-Limit-Info", ""))
+        return Quota(max(0, int(usage[2]) - int(usage[1])), int(usage[2])) if usage else None
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         errors = _errors(reply)

@@ -29,6 +29,7 @@ from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
 from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
 from leadsync.crm.login import NoLogin, TokenLogin
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
+from leadsync.metering import Quota
 from leadsync.models import Lead, Outcome, Record, Status
 
 API_HOST = re.compile(r"(?:\w+\.)?zohoapis\.([a-z.]+)")
@@ -224,6 +225,12 @@ fields:
                 "allow duplicate values` in its properties"
             )
         self._find(["-"], [])  # needs a scope of its own
+
+    def quota_left(self, headers: Mapping[str, str]) -> Quota | None:
+        left = headers.get(
+            "X-API-CREDITS-REMAINING", ""
+        )  # told once half of the credits are used up, and not of how many
+        return Quota(int(left), None) if left.isdecimal() else None
 
     def explain(self, reply: Reply) -> LeadsyncError | None:
         error = _error(reply)

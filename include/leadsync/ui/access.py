@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, LiteralString
 
 import psycopg
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from leadsync.config import Destination, Pipeline
 from leadsync.crm.base import Endpoint
+from leadsync.figures import Target, targets
 from leadsync.sealing import Sealer
 from leadsync.state import schema
 
@@ -23,18 +23,13 @@ Connection = psycopg.Connection[Any]
 # A query that takes longer is given up: the page must not wear out the database that the loads need.
 TIMEOUT: LiteralString = "SET statement_timeout = '5s'"
 
-TARGETS: LiteralString = """
-SELECT destination_id, pipeline, destination, watermark, parked_at, parked_because, probe_after
-  FROM leadsync.watermark ORDER BY pipeline, destination
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """What the page works with. `state`, `source` and `redis` connect; raise LeadsyncError when they can't.
 
     `source` is a plain connection to a pipeline's lead store, in autocommit; `endpoint` what a destination's connection
-    says.
+    says; `metrics_token` what Prometheus shows, empty where there is none.
     """
 
     state: Callable[[], AbstractContextManager[Connection]]
@@ -43,6 +38,7 @@ class Backend:
     sealer: Callable[[], Sealer]
     pipelines: Callable[[], list[Pipeline]]
     endpoint: Callable[[Destination], Endpoint]
+    metrics_token: Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +53,6 @@ class User:
 
     def edits(self, pipeline: str) -> bool:
         return self.may("PUT", f"{pipeline}_sync")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A destination as the database knows it."""
-
-    number: int
-    pipeline: str
-    destination: str
-    watermark: datetime | None
-    parked_at: datetime | None
-    parked_because: str | None
-    probe_after: datetime | None
 
 
 def remember(authenticate: Callable[..., User]) -> Callable[..., None]:
@@ -130,11 +113,11 @@ def database(backend: Backend) -> Iterator[Connection]:
 
 def visible(state: Connection, user: User) -> dict[int, Target]:
     """The destinations that the user may see, by number. Refuses a user who may see no pipeline."""
-    targets = [Target(*row) for row in state.execute(TARGETS)]
-    seen = {name for name in {target.pipeline for target in targets} if user.sees(name)}
-    if targets and not seen:
+    known = targets(state)
+    seen = {name for name in {target.pipeline for target in known} if user.sees(name)}
+    if known and not seen:
         raise HTTPException(403, "you may see no pipeline's DAG")
-    return {target.number: target for target in targets if target.pipeline in seen}
+    return {target.number: target for target in known if target.pipeline in seen}
 
 
 def one(targets: dict[int, Target], pipeline: str, destination: str) -> Target:

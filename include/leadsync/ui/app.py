@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from leadsync.errors import LeadsyncError
-from leadsync.ui import dead_letters, lead, operations, overview, recovery
+from leadsync.ui import dead_letters, lead, metrics, operations, overview, recovery
 from leadsync.ui.access import Backend, User, remember
 
 STATIC = Path(__file__).with_name("static")
@@ -37,16 +37,17 @@ HEADERS = {
 
 def create_app(backend: Backend, authenticate: Callable[..., User]) -> FastAPI:
     """The page. `authenticate` is a FastAPI dependency that gives the user or raises 401."""
-    guard = Depends(remember(authenticate))
-    app = FastAPI(title="Leadsync", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[guard])
+    guard = [Depends(remember(authenticate))]
+    app = FastAPI(title="Leadsync", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.backend = backend
     app.middleware("http")(_protect)
     app.exception_handler(LeadsyncError)(_unavailable)
     app.exception_handler(psycopg.Error)(_refused)
     app.exception_handler(RequestValidationError)(_invalid)
     for view in (overview, operations, dead_letters, lead, recovery):
-        app.include_router(view.router, prefix="/api")
-    app.include_router(_files())
+        app.include_router(view.router, prefix="/api", dependencies=guard)
+    app.include_router(metrics.router)  # has a token of its own
+    app.include_router(_files(), dependencies=guard)
     return app
 
 

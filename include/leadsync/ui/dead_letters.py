@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from leadsync.config import Pipeline
 from leadsync.errors import SnapshotError
+from leadsync.figures import BOUND, Target
 from leadsync.letters import NAMED
 from leadsync.sealing import Sealer
 from leadsync.state import recovery_log
@@ -23,7 +24,6 @@ from leadsync.ui.access import (
     Body,
     Connection,
     Reason,
-    Target,
     Text,
     Uses,
     database,
@@ -31,7 +31,7 @@ from leadsync.ui.access import (
     require_edit,
     visible,
 )  # fmt: skip
-from leadsync.ui.queries import BOUND, Limit, count, mark, place
+from leadsync.ui.queries import Limit, count, mark, place
 
 router = APIRouter()
 

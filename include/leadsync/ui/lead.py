@@ -7,7 +7,7 @@ comes in the body of a POST, so that no access log has it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, LiteralString
 from urllib.parse import quote
 
@@ -19,11 +19,12 @@ from leadsync import changes
 from leadsync.config import Pipeline
 from leadsync.copytext import parse_line
 from leadsync.errors import LeadsyncError, SnapshotError
+from leadsync.figures import Target
 from leadsync.mapping import Mapper, lead_key
 from leadsync.state import operations
 from leadsync.traces import Sought
 from leadsync.ui import lead_store
-from leadsync.ui.access import Asks, Backend, Body, Connection, Target, Text, User, Uses, database, storable, visible
+from leadsync.ui.access import Asks, Backend, Body, Connection, Text, User, Uses, database, storable, visible
 from leadsync.ui.dead_letters import ONE_LEAD, Letter
 from leadsync.ui.queries import dag_of, mark, place
 
@@ -57,6 +58,14 @@ SELECT d.destination_id, d.sequence, d.digest IS NOT NULL, d.crm_id, o.sync_id::
 RETRIES: LiteralString = """
 SELECT destination_id, sync_id::text, attempts, code, updated_at FROM leadsync.retry_queue
  WHERE destination_id = ANY (%(numbers)s) AND lead_key = %(key)s ORDER BY updated_at DESC LIMIT 50
+"""
+
+# What reconciliations found of the lead, the newest first. Names of fields, never their values.
+FINDINGS: LiteralString = """
+SELECT r.destination_id, f.kind, f.fields, f.crm_ids, f.found_at, f.repaired_at, f.repair_id::text
+  FROM leadsync.reconciliation_finding f JOIN leadsync.reconciliation r ON r.id = f.reconciliation_id
+ WHERE f.lead_key = %(key)s AND r.destination_id = ANY (%(numbers)s)
+ ORDER BY f.id DESC LIMIT 50
 """
 
 # The sealed records of loads, the newest first.
@@ -124,7 +133,7 @@ def _known(
 
 @router.get("/leads")
 def lead(backend: Uses, user: Asks, pipeline: Text, external_id: Text) -> dict[str, Any]:
-    """Where one lead stands: in the lead store, in each CRM, its dead letters and retries."""
+    """Where one lead stands: in the lead store, in each CRM; dead letters, retries, findings of reconciliations."""
     shown = _pipeline(backend, user, pipeline)
     with database(backend) as state:
         targets = {t.number: t for t in visible(state, user).values() if t.pipeline == pipeline}
@@ -132,11 +141,12 @@ def lead(backend: Uses, user: Asks, pipeline: Text, external_id: Text) -> dict[s
         ledger = {number: rest for number, *rest in state.execute(LEDGER, values)}
         retries = state.execute(RETRIES, values).fetchall()
         letters = [Letter(row, backend.sealer(), shown) for row in state.execute(ONE_LEAD, values)]
+        findings = [_finding(backend, shown, targets, row) for row in state.execute(FINDINGS, values)]
     source, row = _source(backend, shown, external_id)
     return {
         "pipeline": pipeline,
         "external_id": external_id,
-        "known": bool(ledger or letters or row),
+        "known": bool(ledger or letters or findings or row),
         "source": source,
         "destinations": [
             {
@@ -152,6 +162,7 @@ def lead(backend: Uses, user: Asks, pipeline: Text, external_id: Text) -> dict[s
             for number, target in targets.items()
         ],
         "letters": [letter.shown(targets[letter.number]) for letter in letters],
+        "findings": findings,
         "may_edit": user.edits(pipeline),
     }
 
@@ -254,6 +265,20 @@ def _entry(backend: Backend, pipeline: Pipeline, target: Target, entry: Sequence
         "crm_id": crm_id,
         "url": _record_url(backend, pipeline, target, crm_id),
         "claimed_by": by if sync_id else None,
+    }
+
+
+def _finding(backend: Backend, pipeline: Pipeline, targets: Mapping[int, Target], row: Sequence[Any]) -> dict[str, Any]:
+    number, kind, fields, crm_ids, found_at, repaired_at, repair_id = row
+    target = targets[number]
+    return {
+        "destination": target.destination,
+        "kind": kind,
+        "fields": fields,
+        "records": [{"crm_id": each, "url": _record_url(backend, pipeline, target, each)} for each in crm_ids],
+        "found_at": found_at,
+        "repaired_at": repaired_at,
+        "repair_id": repair_id,
     }
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
+from leadsync import figures
 from leadsync.config import Pipeline, Source
 from leadsync.copytext import parse_line
+from leadsync.figures import SourceState
 from leadsync.mapping import Row, join_key, split_key
-from leadsync.source import Bound, LeadStore, Window
+from leadsync.source import LeadStore
 from leadsync.ui.access import Backend, Connection
-from leadsync.ui.queries import BOUND
 
 # A search ends then: where a column has no index it would read the whole table.
 TIMEOUT: LiteralString = "SET statement_timeout = '2s'"
@@ -41,34 +41,10 @@ SELECT value::text FROM step WHERE value IS NOT NULL LIMIT %(limit)s
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """One destination: its watermark when it was asked, the oldest change from there on, and how many (bounded)."""
-
-    watermark: datetime | None
-    oldest: datetime | None
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceState:
-    """The lead store of one pipeline, and what each destination (by name) has not got yet."""
-
-    bound: Bound
-    behind: Mapping[str, Behind]
-
-
 def ask(backend: Backend, pipeline: Pipeline, marks: Mapping[str, datetime | None]) -> SourceState:
     """Looks with these watermarks, by destination. Raises LeadsyncError and psycopg.Error."""
     with _open(backend, pipeline) as connection:
-        store = LeadStore(connection, pipeline.source)
-        bound = store.bound()
-        far = bound.upper.replace(year=9000)
-        found = {
-            mark: Behind(mark, store.oldest(mark), store.count(Window(mark, far), BOUND + 1))
-            for mark in set(marks.values())
-        }
-    return SourceState(bound, {name: found[mark] for name, mark in marks.items()})
+        return figures.source_state(connection, pipeline, marks)
 
 
 def find(backend: Backend, pipeline: Pipeline, text: str) -> tuple[list[str], list[str]]:

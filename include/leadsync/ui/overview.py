@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from threading import Lock
 from typing import Any, LiteralString
 
 from fastapi import APIRouter, Request
 
+from leadsync import figures, metering
 from leadsync.config import Destination, Pipeline
+from leadsync.figures import Facts, SourceState, Target
+from leadsync.metering import RECENT_MINUTES, Reading
+from leadsync.redis_state import RedisState
 from leadsync.state.fence import DESTINATION_LOCKS
-from leadsync.ui import lead_store, redis_state
-from leadsync.ui.access import Asks, Backend, Connection, Target, User, Uses, database, visible
+from leadsync.ui.access import Asks, Backend, Connection, User, Uses, database, visible
 from leadsync.ui.probes import Probe, Seen
-from leadsync.ui.queries import BOUND, count, dag_of
+from leadsync.ui.queries import count, dag_of
+from leadsync.ui.services import Watching
 
 router = APIRouter()
 
-# Seconds that a destination may be behind and still counts as up to date: a run a minute, and the time it takes.
-IN_STEP = 180.0
 BUCKET_MINUTES = 15
 BUCKETS = 24 * 60 // BUCKET_MINUTES
 
@@ -53,24 +54,6 @@ SELECT destination_id, sum(delivered)::bigint, sum(dead)::bigint, count(*), coun
   FROM leadsync.operation_log
  WHERE start_at > now() - interval '24 hours'
  GROUP BY 1
-"""
-
-# The newest load that has ended, and the last one that ended well.
-LAST: LiteralString = """
-SELECT d.number, s.end_at, l.end_at, l.result, l.failure, l.error
-  FROM unnest(%(numbers)s::int[]) AS d (number)
-  LEFT JOIN LATERAL (SELECT end_at FROM leadsync.operation_log
-                      WHERE destination_id = d.number AND result = 1 ORDER BY end_at DESC LIMIT 1) s ON true
-  LEFT JOIN LATERAL (SELECT end_at, result, failure, error FROM leadsync.operation_log
-                      WHERE destination_id = d.number AND end_at IS NOT NULL ORDER BY id DESC LIMIT 1) l ON true
-"""
-
-QUEUES: LiteralString = """
-SELECT d.number,
-       (SELECT count(*) FROM (SELECT FROM leadsync.retry_queue WHERE destination_id = d.number LIMIT %(bound)s) r),
-       (SELECT count(*) FROM (SELECT FROM leadsync.dead_letter
-                               WHERE destination_id = d.number AND resolved_at IS NULL LIMIT %(bound)s) l)
-  FROM unnest(%(numbers)s::int[]) AS d (number)
 """
 
 # Loads of which a shard has not ended. One that was followed by another of its kind was killed, and will not be taken
@@ -113,44 +96,42 @@ class Day:
     rates: Mapping[int, Sequence[int]]
 
 
-class Probes:
-    """For Redis, for the lead store of each pipeline, and for the sums of a day."""
+@dataclass(frozen=True, slots=True)
+class _About:
+    """All that the cards of a pipeline are made of; what a service has not told is None."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self.redis: Probe[redis_state.RedisState] = Probe()
-        self.day: Probe[Day] = Probe(slow=True)
-        self._stores: dict[str, Probe[lead_store.SourceState]] = {}
-
-    def store(self, pipeline: str) -> Probe[lead_store.SourceState]:
-        with self._lock:
-            return self._stores.setdefault(pipeline, Probe())
+    facts: Mapping[int, Facts]
+    running: Sequence[Mapping[str, Any]]
+    day: Day | None
+    source: SourceState | None
+    redis: RedisState | None
+    counters: Mapping[tuple[str, str], Reading]
 
 
-def _probes(request: Request) -> Probes:
-    if not hasattr(request.app.state, "probes"):
-        request.app.state.probes = Probes()
-    probes: Probes = request.app.state.probes
-    return probes
+def _day_probe(request: Request) -> Probe[Day]:
+    if not hasattr(request.app.state, "day"):
+        request.app.state.day = Probe(slow=True)
+    probe: Probe[Day] = request.app.state.day
+    return probe
 
 
 @router.get("/overview")
-def overview(request: Request, backend: Uses, user: Asks) -> dict[str, Any]:
+def overview(request: Request, backend: Uses, watching: Watching, user: Asks) -> dict[str, Any]:
     """All pipelines that the user may see, each with its destinations; what is running; Redis."""
-    probes, every = _probes(request), backend.pipelines()
     with database(backend) as state:
         targets = visible(state, user)
-        facts = _facts(state, targets)
-    pipelines = [pipeline for pipeline in every if user.sees(pipeline.name)]
-    facts["day"] = probes.day.look(partial(_day, backend)).value
-    store = probes.redis.look(partial(redis_state.ask, backend, every))
+        facts = figures.facts(state, list(targets))
+        running = _running(state, targets)
+    day = _day_probe(request).look(partial(_day, backend)).value
+    store, counters = watching.redis(), watching.counters().value or {}
     shown = []
-    for pipeline in pipelines:
-        known = {t.destination: t for t in targets.values() if t.pipeline == pipeline.name}
-        marks = {target.name: known[target.name].watermark for target in pipeline.destinations if target.name in known}
-        source = probes.store(pipeline.name).look(partial(lead_store.ask, backend, pipeline, marks))
-        shown.append(_pipeline(pipeline, known, source, store.value, facts, user))
-    return {"now": datetime.now(UTC), "user": user.name, "pipelines": shown, "running": facts["running"],
+    for pipeline in backend.pipelines():
+        if user.sees(pipeline.name):
+            known = {target.destination: target for target in targets.values() if target.pipeline == pipeline.name}
+            source = watching.store(pipeline, known)
+            about = _About(facts, running, day, source.value, store.value, counters)
+            shown.append(_pipeline(pipeline, known, source, about, user))
+    return {"now": datetime.now(UTC), "user": user.name, "pipelines": shown, "running": running,
             "redis": _redis(store)}  # fmt: skip
 
 
@@ -164,8 +145,8 @@ def _day(backend: Backend) -> Day:
         return Day(sparks, {number: rest for number, *rest in state.execute(RATES)})
 
 
-def _facts(state: Connection, targets: Mapping[int, Target]) -> dict[str, Any]:
-    values = {"numbers": list(targets), "bound": BOUND + 1, "locks": DESTINATION_LOCKS}
+def _running(state: Connection, targets: Mapping[int, Target]) -> list[dict[str, Any]]:
+    values = {"numbers": list(targets), "locks": DESTINATION_LOCKS}
     running = []
     for sync_id, pipeline, kind, run_id, number, start_at, done, rows, working in state.execute(UNDER_WAY, values):
         running.append(
@@ -185,11 +166,7 @@ def _facts(state: Connection, targets: Mapping[int, Target]) -> dict[str, Any]:
             {**_run(sync_id, pipeline, kind, run_id), "destinations": destinations, "state": "reading",
              "started_at": started_at, "done": None, "rows": None, "seconds_left": None}
         )  # fmt: skip
-    return {
-        "last": {number: rest for number, *rest in state.execute(LAST, values)},
-        "queues": {number: rest for number, *rest in state.execute(QUEUES, values)},
-        "running": running,
-    }
+    return running
 
 
 def _run(sync_id: str, pipeline: str, kind: str, run_id: str) -> dict[str, Any]:
@@ -206,9 +183,8 @@ def _seconds_left(start_at: datetime, done: int, rows: int | None) -> float | No
 def _pipeline(
     pipeline: Pipeline,
     known: Mapping[str, Target],
-    source: Seen[lead_store.SourceState],
-    redis: redis_state.RedisState | None,
-    facts: Mapping[str, Any],
+    source: Seen[SourceState],
+    about: _About,
     user: User,
 ) -> dict[str, Any]:
     now = datetime.now(UTC)
@@ -233,87 +209,80 @@ def _pipeline(
             "prepared": bound.prepared if bound else 0,
         },
         "destinations": [
-            _destination(target, known.get(target.name), source.value, redis, facts, now)
+            _destination(pipeline, target, known.get(target.name), about, now)
             for target in pipeline.destinations
         ],
     }  # fmt: skip
 
 
 def _destination(
-    target: Destination,
-    known: Target | None,
-    source: lead_store.SourceState | None,
-    redis: redis_state.RedisState | None,
-    facts: Mapping[str, Any],
-    now: datetime,
+    pipeline: Pipeline, target: Destination, known: Target | None, about: _About, now: datetime
 ) -> dict[str, Any]:
-    requests = redis.requests.get(target.conn_id) if redis else None
+    requests = about.redis.requests.get(target.conn_id) if about.redis else None
     card: dict[str, Any] = {
         "name": target.name,
         "adapter": target.adapter,
         "requests": asdict(requests) if requests else None,
+        "traffic": _traffic(about.counters.get((pipeline.name, target.name))),
         "state": "not_started",
     }
     if known is None:
         return card
-    succeeded, ended, result, failure, error = facts["last"][known.number]
-    day: Day | None = facts["day"]
+    facts, day = about.facts[known.number], about.day
+    standing = figures.standing(known, facts, about.source, now)
     delivered, dead, loads, failed = day.rates.get(known.number, (0, 0, 0, 0)) if day else (0, 0, 0, 0)
-    retry, letters = facts["queues"][known.number]
-    behind, waiting, exact = _behind(known, source, now)
     loading = any(
         run["state"] == "running" and run["pipeline"] == known.pipeline and known.destination in run["destinations"]
-        for run in facts["running"]
+        for run in about.running
     )
-    if known.parked_at is not None:
-        card["state"] = "parked"
-    elif result == 0:
-        card["state"] = "failing"
-    else:
-        card["state"] = "up_to_date" if behind <= IN_STEP else "behind"
     return {
         **card,
+        "state": standing.state,
         "loading": loading,
         "watermark": known.watermark,
-        "behind": behind,
-        "behind_is_exact": exact,
+        "behind": standing.behind,
+        "behind_is_exact": standing.exact,
         "parked": known.parked_at
         and {"since": known.parked_at, "because": known.parked_because, "probe_after": known.probe_after},
         "queues": {
-            "main": None if waiting is None else count(waiting),
-            "retry": count(retry),
-            "dead": count(letters),
+            "main": None if standing.waiting is None else count(standing.waiting),
+            "retry": count(facts.retry),
+            "dead": count(facts.dead),
         },
         "per_minute": day.sparks.get(known.number, [0.0] * BUCKETS) if day else None,
         "delivered": delivered if day else None,
         "error_rate": dead / (delivered + dead) if delivered + dead else None,
         "loads": loads if day else None,
         "failed_loads": failed if day else None,
-        "last_success": succeeded,
-        "last_failure": {"at": ended, "failure": failure, "error": error} if result == 0 else None,
+        "last_success": facts.last_success,
+        "last_failure": {"at": facts.ended, "failure": facts.failure, "error": facts.error}
+        if facts.result == 0
+        else None,
     }
 
 
-def _behind(known: Target, source: lead_store.SourceState | None, now: datetime) -> tuple[float, int | None, bool]:
-    """Seconds since the oldest change that is not delivered yet, how many wait (bounded), and whether that is known.
-
-    When the lead store does not tell, the watermark's own age is the most that it can be.
-    """
-    told = source.behind.get(known.destination) if source else None
-    if told is None:
-        since = known.watermark
-        return ((now - since).total_seconds() if since else 0.0, None, False)
-    oldest, waiting = told.oldest, told.waiting
-    if (
-        known.watermark is not None
-        and told.watermark != known.watermark
-        and (oldest is None or oldest < known.watermark)
-    ):
-        oldest, waiting = None, 0  # it has moved on since
-    return (max(0.0, (now - oldest).total_seconds()) if oldest else 0.0, waiting, True)
+def _traffic(reading: Reading | None) -> dict[str, Any] | None:
+    """Requests, their latency and freshness of the last minutes, in seconds; and what the CRM told of a quota."""
+    if reading is None:
+        return None
+    recent = reading.recent
+    return {
+        "minutes": RECENT_MINUTES,
+        "per_second": sum(recent.get(f"requests:{status}", 0) for status in metering.STATUSES) / reading.seconds,
+        "throttled": recent.get("requests:429", 0),
+        "latency": _quantiles(recent, "latency", (0.5, 0.95)),
+        "freshness": _quantiles(recent, "freshness", (0.5, 0.95, 0.99)),
+        "quota": reading.quota._asdict() if reading.quota else None,
+    }
 
 
-def _redis(seen: Seen[redis_state.RedisState]) -> dict[str, Any]:
+def _quantiles(counts: Mapping[str, int], what: str, shares: Sequence[float]) -> dict[str, float] | None:
+    found = {f"p{share * 100:.0f}": metering.quantile(counts, what, share) for share in shares}
+    known = {name: seconds for name, seconds in found.items() if seconds is not None}
+    return known or None
+
+
+def _redis(seen: Seen[RedisState]) -> dict[str, Any]:
     told = asdict(seen.value) if seen.value else {}
     told.pop("requests", None)
     reachable = None if seen.value is None and seen.problem is None else seen.problem is None

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import HTTPException, Query
 
-# Counting ends here; the page writes "10,000+".
-BOUND = 10_000
+from leadsync.figures import BOUND
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 Id = Annotated[int, Query(ge=1, le=2**63 - 1)]

@@ -7,6 +7,16 @@ import { letter } from "./letter.js";
 import { attempt, badge, button, nothing, outside, runLink, table } from "./parts.js";
 import { t } from "./words.js";
 
+const KINDS = {
+  missing: "missing",
+  doubled: "doubled",
+  stale: "stale",
+  wrongly_alive: "alive although deleted",
+  wrongly_deleted: "deleted in the CRM",
+  changed_by_hand: "changed by hand",
+  hard_deleted: "gone from the lead store",
+};
+
 export async function content(parameters, { go, signal }) {
   const { pipeline, external_id } = parameters;
   const told = external_id ? await get("leads", { pipeline, external_id }, signal) : null;
@@ -67,13 +77,14 @@ function shown(told) {
     table(t("CRMs"), [
       [t("Destination"), (each) => h("strong", {}, each.destination)],
       [t("State"), (each) => state(each)],
-      [t("CRM record"), (each) => record(each.ledger)],
+      [t("CRM record"), (each) => (each.ledger?.crm_id ? record(each.ledger) : "–")],
       [t("Last operation"), (each) => operation(each.ledger?.claimed_by)],
     ], told.destinations),
     told.letters.length > 0 && [
       h("h3", {}, t("Dead letters")),
       told.letters.map((each) => letter(each, { mayEdit: told.may_edit, withDestination: true })),
     ],
+    told.findings.length > 0 && findings(told.findings),
     told.known && history(told),
   ];
 }
@@ -90,9 +101,27 @@ function state(each) {
   return each.ledger.delivered ? badge("good", t("delivered")) : badge("warn", t("in doubt or refused"));
 }
 
-function record(ledger) {
-  if (!ledger?.crm_id) return "–";
-  return ledger.url ? outside(ledger.crm_id, ledger.url, { aside: true }) : h("code", {}, ledger.crm_id);
+const record = ({ crm_id, url }) => (url ? outside(crm_id, url, { aside: true }) : h("code", {}, crm_id));
+
+/** What reconciliations found; a finding tells what was so then. */
+function findings(found) {
+  return [
+    h("h3", {}, t("Findings of reconciliations")),
+    table(t("Findings of reconciliations"), [
+      [t("Destination"), (each) => h("strong", {}, each.destination)],
+      [t("Finding"), (each) => badge(each.repaired_at ? "dim" : "bad", t(KINDS[each.kind]))],
+      [t("Fields"), (each) => each.fields.join(", ") || "–"],
+      [t("CRM record"), (each) => (each.records.length > 0 ? each.records.map((one) => [record(one), " "]) : "–")],
+      [t("Found"), (each) => when(each.found_at)],
+      [t("Mended"), (each) => mended(each)],
+    ], found),
+  ];
+}
+
+function mended(each) {
+  if (!each.repair_id) return t("no");
+  const text = each.repaired_at ? when(each.repaired_at) : t("tried");
+  return h("a", { href: `#operations?sync_id=${each.repair_id}` }, text);
 }
 
 function operation(by) {

@@ -165,6 +165,7 @@ function known(pipeline, card) {
       { class: "more" },
       fact(t("Error rate"), `${percent(card.error_rate)} · ${t("{n} of {all} loads failed", { n: number(card.failed_loads), all: number(card.loads) })}`),
       fact(t("Last success"), when(card.last_success)),
+      traffic(card.traffic),
       requests(card.requests),
     ),
     card.parked &&
@@ -174,10 +175,40 @@ function known(pipeline, card) {
   ];
 }
 
+/** What the loads have counted of late. */
+function traffic(told) {
+  if (!told) return null;
+  const { latency, freshness, quota } = told;
+  const last = { n: told.minutes };
+  return [
+    freshness && fact(t("Freshness, last {n} min", last), quantiles(freshness, duration)),
+    fact(
+      t("CRM load, last {n} min", last),
+      [
+        told.per_second < 1
+          ? t("{n} requests a minute", { n: number(told.per_second * 60, 1) })
+          : t("{n} requests a second", { n: number(told.per_second, 1) }),
+        latency && quantiles(latency, (seconds) => t("{n} ms", { n: number(seconds * 1000) })),
+        told.throttled > 0 && t("{n} throttled (429)", { n: number(told.throttled) }),
+      ]
+        .filter(Boolean)
+        .join(" · "),
+      told.throttled > 0 ? "warn" : "",
+    ),
+    quota &&
+      fact(
+        t("Quota left, as the CRM tells"),
+        quota.limit === null ? number(quota.left) : t("{used} of {all}", { used: number(quota.left), all: number(quota.limit) }),
+        quota.limit !== null && quota.left < 0.1 * quota.limit ? "bad" : "",
+      ),
+  ];
+}
+
+const quantiles = (found, text) => Object.entries(found).map(([name, seconds]) => `${name} ${text(seconds)}`).join(" · ");
+
 function requests(told) {
   if (!told) return null;
   return [
-    told.per_second !== null && fact(t("CRM requests"), t("{n} a second", { n: number(told.per_second, 2) })),
     told.quotas.map((quota) =>
       fact(
         t("Quota left"),

@@ -1,8 +1,8 @@
-"""What the page asks Redis: memory, snapshots held, whether it keeps what it is given, and what is left of quotas."""
+"""What Redis tells those who watch: memory, snapshots held, whether it keeps what it is given, budgets of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
@@ -12,10 +12,9 @@ import redis
 
 from leadsync.budget import SLICE, SLICES, account_key, redis_keys
 from leadsync.config import Destination, Pipeline
-from leadsync.crm.base import validated_settings
+from leadsync.crm.base import Endpoint, validated_settings
 from leadsync.crm.registry import adapter_class
 from leadsync.errors import LeadsyncError
-from leadsync.ui.access import Backend
 
 # Keys that are looked at for snapshots; beyond it the count says "or more".
 KEYS = 50_000
@@ -33,10 +32,9 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """The requests of one destination's account. `per_second` over the last half hour, where the account's requests
-    are counted; `paused_until` is a pause that the CRM asked for (429), `spent_until` when a quota is filled again."""
+    """The requests of one destination's account. `paused_until` is a pause that the CRM asked for (429), `spent_until`
+    when a quota is filled again."""
 
-    per_second: float | None
     quotas: Sequence[Quota]
     paused_until: datetime | None
     spent_until: datetime | None
@@ -57,28 +55,27 @@ class RedisState:
     requests: Mapping[str, Requests]
 
 
-def ask(backend: Backend, pipelines: Sequence[Pipeline]) -> RedisState:
-    """Looks once. Raises LeadsyncError and redis.RedisError."""
-    with backend.redis() as client:
-        told = client.info()
-        snapshots, more = _snapshots(client)
-        requests = {}
-        for target in {target.conn_id: target for each in pipelines for target in each.destinations}.values():
-            try:
-                requests[target.conn_id] = _requests(client, backend, target)
-            except LeadsyncError:
-                continue  # a connection that is missing: the loads say so
-        return RedisState(
-            used_memory=told["used_memory"],
-            max_memory=told.get("maxmemory", 0),
-            keys=client.dbsize(),
-            snapshots=snapshots,
-            more=more,
-            eviction=told.get("maxmemory_policy"),
-            append_only=bool(told.get("aof_enabled")),
-            saves=bool(told.get("rdb_last_save_time")) and _saves(client),
-            requests=requests,
-        )
+def ask(client: redis.Redis, pipelines: Sequence[Pipeline], endpoint: Callable[[Destination], Endpoint]) -> RedisState:
+    """Looks once; `endpoint` is what a destination's connection says. Raises LeadsyncError and redis.RedisError."""
+    told = client.info()
+    snapshots, more = _snapshots(client)
+    requests = {}
+    for target in {target.conn_id: target for each in pipelines for target in each.destinations}.values():
+        try:
+            requests[target.conn_id] = _requests(client, endpoint(target), target)
+        except LeadsyncError:
+            continue  # a connection that is missing: the loads say so
+    return RedisState(
+        used_memory=told["used_memory"],
+        max_memory=told.get("maxmemory", 0),
+        keys=client.dbsize(),
+        snapshots=snapshots,
+        more=more,
+        eviction=told.get("maxmemory_policy"),
+        append_only=bool(told.get("aof_enabled")),
+        saves=bool(told.get("rdb_last_save_time")) and _saves(client),
+        requests=requests,
+    )
 
 
 def _saves(client: redis.Redis) -> bool:
@@ -100,8 +97,7 @@ def _snapshots(client: redis.Redis) -> tuple[int, bool]:
             return found, cursor != 0
 
 
-def _requests(client: redis.Redis, backend: Backend, target: Destination) -> Requests:
-    endpoint = backend.endpoint(target)
+def _requests(client: redis.Redis, endpoint: Endpoint, target: Destination) -> Requests:
     adapter = adapter_class(target.adapter)
     settings = validated_settings(adapter, target)
     counted = [limit for limit in settings.limits(adapter.limits) if not limit.spaced]
@@ -113,16 +109,14 @@ def _requests(client: redis.Redis, backend: Backend, target: Destination) -> Req
             pipeline.hgetall(name)
         (seconds, microseconds), (paused, spent), *counts = pipeline.execute()
     now = seconds * 1_000_000 + microseconds
-    quotas, rates = [], []
+    quotas = []
     for limit, held in zip(counted, counts, strict=True):
         width = round(limit.seconds * SLICE * 1_000_000)
         present = now // width
         slices = {int(at): int(number) for at, number in held.items()}
         used = sum(number for at, number in slices.items() if at >= present - SLICES)
         quotas.append(Quota(limit.seconds, used, max(1, floor(limit.requests * (1 - settings.reserve)))))
-        # The slice before this one as a whole, and the part of this one that has passed.
-        rates.append((slices.get(present - 1, 0) + slices.get(present, 0)) / ((width + now % width) / 1_000_000))
-    return Requests(min(rates, default=None), quotas, _until(paused, now), _until(spent, now))
+    return Requests(quotas, _until(paused, now), _until(spent, now))
 
 
 def _until(at: bytes | None, now: int) -> datetime | None:
