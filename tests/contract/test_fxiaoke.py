@@ -29,6 +29,7 @@ class TestFxiaoke(AdapterSuite):
         crm.faults(expire_tokens=True)
         assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
         assert crm.stats()["requests"] - before == 4  # refused, login, look-up, update
+        assert 0 < (adapter.credentials.access().lifetime or 0) <= 7200
 
     def test_numbers_go_as_texts_and_times_as_milliseconds(self, adapter: CRMAdapter, crm: Simulator) -> None:
         fields = {"uid__c": 12, "updated_at__c": 1_700_000_000_123, "company": 7, "deleted__c": True}

@@ -26,6 +26,7 @@ class TestZoho(AdapterSuite):
         crm.faults(expire_tokens=True)
         assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
         assert crm.get("stats")["by_status"]["401"] == 1
+        assert adapter.credentials.access().lifetime == 3600
 
     @pytest.mark.parametrize("wrong", ["password", "refresh_token"])
     def test_a_refused_login_comes_as_a_success_and_is_not_tried_twice(

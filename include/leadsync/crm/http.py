@@ -89,11 +89,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own."""
+    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own.
+
+    `lifetime` is in seconds from the login on, None where nobody says.
+    """
 
     url: str
     token: str = field(repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    lifetime: float | None = field(default=None, compare=False)
 
     @property
     def authorization(self) -> Mapping[str, str]:
