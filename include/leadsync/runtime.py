@@ -267,7 +267,7 @@ def endpoint(target: Destination) -> Endpoint:
     if connection.port:
         address = f"{address}:{connection.port}"
     return Endpoint(
-        url=address.rstrip("/"),
+        url=address,
         login=connection.login or "",
         password=connection.password or "",
         extra=connection.extra_dejson,

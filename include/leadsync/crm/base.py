@@ -34,12 +34,15 @@ PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What the Airflow connection of a destination says. `url` is the base address without a trailing slash."""
+    """What the Airflow connection of a destination says. `url` is the base address; slashes at its end are dropped."""
 
     url: str
     login: str = ""
     password: str = field(default="", repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", self.url.rstrip("/"))
 
 
 class Settings(BaseModel):
