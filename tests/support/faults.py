@@ -46,8 +46,8 @@ class Dialect(Protocol):
     def is_change(self, line: str, body: bytes) -> bool:
         """Whether it may change records."""
 
-    def conflict(self) -> Any:
-        """The reply to a change that came across another transaction (its JSON, decoded)."""
+    def conflict(self) -> tuple[int, Any]:
+        """Status and document of the reply to a change that came across another transaction."""
 
     def half(self, line: str, body: bytes, reply: Any) -> Any | None:
         """The reply (decoded JSON) with half of its records left out; None where it is no list of several records."""
@@ -69,8 +69,8 @@ class FaultProxy(Proxy):
         if unknown := faults.keys() - FAULTS:
             raise ValueError(f"no fault of the wire: {', '.join(sorted(unknown))}")
         self._box.set(faults)
-        if self._box.active.expire_tokens:
-            self._expired |= self._seen
+        # A token that is no login's is good again once the fault is off.
+        self._expired = set(self._seen) if self._box.active.expire_tokens else set()
 
     async def _answer(self, head: bytes, body: bytes) -> bytes | None:
         reply = await self._reply(head, body)
@@ -94,7 +94,7 @@ class FaultProxy(Proxy):
                 head = head[: found.start(1)] + found[1].partition(b" ")[0] + b" ended" + head[found.end(1) :]
         is_change = self._dialect.is_change(line, body)
         if is_change and self._box.strikes("conflict"):
-            return document(self._dialect.conflict())
+            return document(*self._dialect.conflict())
         reply = await self._deliver(head + body)
         if is_change:
             if self._box.strikes("lose_reply"):
@@ -128,7 +128,7 @@ class FaultProxy(Proxy):
             half = halve(orjson.loads(content))
         except orjson.JSONDecodeError:
             half = None
-        return reply if half is None or not self._box.strikes(fault) else document(half)
+        return reply if half is None or not self._box.strikes(fault) else document(200, half)
 
 
 class _Received:
@@ -141,9 +141,9 @@ class _Received:
         return io.BytesIO(self._reply)
 
 
-def document(content: Any) -> bytes:
+def document(status: int, content: Any) -> bytes:
     """A whole reply of JSON."""
-    return page(200, "OK", orjson.dumps(content), {"Content-Type": "application/json"})
+    return page(status, "So", orjson.dumps(content), {"Content-Type": "application/json"})
 
 
 def page(status: int, reason: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:

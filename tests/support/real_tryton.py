@@ -46,8 +46,8 @@ class JSONRPC:
     def is_change(self, line: str, body: bytes) -> bool:
         return _method(body).endswith((".create", ".write", ".delete"))
 
-    def conflict(self) -> Any:
-        return {"id": 1, "error": ["ConcurrencyException", "Records were modified in the meanwhile"]}
+    def conflict(self) -> tuple[int, Any]:
+        return 200, {"id": 1, "error": ["ConcurrencyException", "Records were modified in the meanwhile"]}
 
     def half(self, line: str, body: bytes, reply: Any) -> Any | None:
         records = reply.get("result")
