@@ -27,6 +27,7 @@ from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline, Source, load_pipeline
 from leadsync.crm import registry
 from leadsync.crm.base import CRMAdapter, Endpoint
+from leadsync.crm.tokens import TokenStore
 from leadsync.dry_run import dry_run
 from leadsync.errors import (
     ConfigError,
@@ -248,12 +249,13 @@ def _adapter(pipeline: Pipeline, lane: Lane, destination: str) -> Iterator[CRMAd
     target = next((target for target in pipeline.destinations if target.name == destination), None)
     if target is None:
         raise ConfigError(f"the pipeline file has no destination {destination!r} any more; clear `extract` of this run")
-    with (
-        redis_client() as client,
-        closing(registry.build(target, endpoint(target), budget=Budget(client, lane))) as adapter,
-        adapter.meter.kept(client, pipeline.name, destination),
-    ):
-        yield adapter
+    with redis_client() as client:
+        budget, tokens = Budget(client, lane), TokenStore(client, sealer())
+        with (
+            closing(registry.build(target, endpoint(target), budget=budget, tokens=tokens)) as adapter,
+            adapter.meter.kept(client, pipeline.name, destination),
+        ):
+            yield adapter
 
 
 def endpoint(target: Destination) -> Endpoint:
@@ -265,7 +267,7 @@ def endpoint(target: Destination) -> Endpoint:
     if connection.port:
         address = f"{address}:{connection.port}"
     return Endpoint(
-        url=address.rstrip("/"),
+        url=address,
         login=connection.login or "",
         password=connection.password or "",
         extra=connection.extra_dejson,

@@ -30,6 +30,7 @@ class Sealer:
 
     def __init__(self, keys: str) -> None:
         self._ciphers: dict[bytes, AESGCM] = {}
+        names: list[bytes] = []
         for text in filter(None, (part.strip() for part in keys.split(","))):
             try:
                 key = base64.b64decode(text, validate=True)
@@ -38,9 +39,10 @@ class Sealer:
             if len(key) != KEY_BYTES:
                 raise ConfigError(f"the encryption key is not base64 of {KEY_BYTES} bytes; make one: {HOW_TO_MAKE}")
             self._ciphers[hashlib.blake2b(key, digest_size=4).digest()] = AESGCM(key)
+            names.append(hashlib.blake2b(key, person=b"leadsync names").digest())
         if not self._ciphers:
             raise ConfigError(f"there is no encryption key: set LEADSYNC_ENCRYPTION_KEY; make one: {HOW_TO_MAKE}")
-        self._current = next(iter(self._ciphers))
+        self._current, self._names = next(iter(self._ciphers)), names[0]
         self._compressor = zstandard.ZstdCompressor(level=1)
         self._decompressor = zstandard.ZstdDecompressor()
 
@@ -61,3 +63,7 @@ class Sealer:
             return self._decompressor.decompress(cipher.decrypt(nonce, body, head + context.encode()))
         except (InvalidTag, zstandard.ZstdError):
             raise SnapshotError(f"{context}: damaged: it does not pass its checksum") from None
+
+    def name(self, secret: str) -> str:
+        """What may stand for a secret in the open: who lacks the newest key can't try which secret it was made of."""
+        return hashlib.blake2b(secret.encode(), key=self._names, digest_size=16).hexdigest()

@@ -28,8 +28,11 @@ class TestEspoCRM(AdapterSuite):
     text_field = "cAnswers"
     good = {"lastName": "Li Lei", "addressCity": "Berlin"}
     bad = {"emailAddress": "no address"}
+    renews = False
     requests_per_batch = 1 + 20  # one look-up, then one for each lead
     one_a_call = True
+    refuses_doubles = False
+    many = 200
     has_quota = False
 
     def test_doubles_are_told_updated_and_deleted_together(self, adapter: CRMAdapter, crm: Simulator) -> None:

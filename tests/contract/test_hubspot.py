@@ -8,3 +8,5 @@ class TestHubSpot(AdapterSuite):
     text_field = "leadsync_answers"
     good = {"firstname": "Li Lei", "city": "Berlin"}
     bad = {"email": "no address"}
+    renews = False
+    unknown_version = {"api_version": "2031-03"}

@@ -56,13 +56,9 @@ class TestNeocrm(AdapterSuite):
     bad = {"leadsyncUpdatedAt__c": "one fine day"}
     requests_per_batch = 1 + 20  # one look-up, then one for each lead
     one_a_call = True
+    refuses_doubles = False
+    many = 200
     has_quota = False
-
-    def test_an_expired_token_is_renewed_once(self, adapter: CRMAdapter, crm: Simulator) -> None:
-        adapter.deliver([self.lead(1)])
-        crm.faults(expire_tokens=True)
-        assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
-        assert crm.get("stats")["by_status"]["401"] == 1
 
     def test_refused_credentials_are_not_tried_twice(self, crm: Simulator, destination: Destination) -> None:
         adapter = registry.build(destination, replace(crm.endpoint, extra={"client_secret": "wrong-secret"}))

@@ -38,8 +38,12 @@ class TestPipedrive(AdapterSuite):
     text_field = "9618b4aad79491791d2acfbcd66991c6d4245fd7"
     good = {"name": "Li Lei", CITY: "Berlin"}
     bad = {"name": ""}
+    renews = False
     requests_per_batch = 20 + 1 + 20  # a search for each lead, a look at the newest, and a request for each lead
     one_a_call = True
+    refuses_doubles = False
+    many = 200  # each takes two requests or more
+    gateway_blocks = True
 
     def paths(self, crm: Simulator) -> int:
         return sum(crm.get("stats")["by_status"].values())

@@ -11,6 +11,7 @@ class TestRestSpeaksHubSpot(AdapterSuite):
     text_field = "leadsync_answers"
     good = {"firstname": "Li Lei", "city": "Berlin"}
     bad = {"email": "no address"}
+    renews = False
 
 
 SALESFORCE = """
@@ -77,6 +78,7 @@ class TestRestSpeaksSalesforce(AdapterSuite):
     name = "rest"
     simulator = "salesforce"
     example = SALESFORCE
+    many = 2_000  # the other kind has them all
     text_field = "Answers__c"
     good = {"LastName": "Li Lei", "Company": "ASDAD"}
     bad = {"Email": "no address"}

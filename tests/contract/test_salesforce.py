@@ -11,12 +11,7 @@ class TestSalesforce(AdapterSuite):
     text_field = "Answers__c"
     good = {"LastName": "Li Lei", "Company": "ASDAD"}
     bad = {"Email": "no address"}
-
-    def test_an_expired_token_is_renewed_once(self, adapter: CRMAdapter, crm: Simulator) -> None:
-        adapter.deliver([self.lead(1)])
-        crm.faults(expire_tokens=True)
-        assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
-        assert crm.get("stats")["by_status"] == {"200": 4, "401": 1}
+    unknown_version = {"api_version": "v99.0"}
 
     def test_doubles_are_told_and_deleted_together(self, adapter: CRMAdapter, crm: Simulator) -> None:
         adapter.deliver([self.lead(1)])

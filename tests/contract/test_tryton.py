@@ -23,6 +23,7 @@ class TestTryton(AdapterSuite):
     text_field = "leadsync_answers"
     good = {"name": "Li Lei"}
     bad = {"leadsync_source": "nonsense"}
+    many = 150  # a real server is slow, and a batch with a bad lead is sent in halves
     requests_per_batch = 2  # one to look up, one to create
     has_quota = False
 
@@ -38,14 +39,6 @@ class TestTryton(AdapterSuite):
                 return adapter
 
             yield build
-
-    def test_an_ended_session_is_renewed_once(self, adapter: CRMAdapter, crm: Simulator) -> None:
-        adapter.deliver([self.lead(1)])
-        before = crm.get("stats")["by_status"]["200"]
-        crm.faults(expire_tokens=True)
-        assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
-        # Counting, reading and writing, and the login between.
-        assert crm.get("stats")["by_status"] == {"200": before + 4, "401": 1}
 
     def test_contacts_and_address_are_kept_in_records_of_their_own(self, adapter: CRMAdapter) -> None:
         def held() -> dict[str, Any]:

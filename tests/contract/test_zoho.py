@@ -20,12 +20,11 @@ class TestZoho(AdapterSuite):
     text_field = "Answers"
     good = {"Last_Name": "Li Lei", "Company": "ASDAD"}
     bad = {"Email": "no address"}
+    unknown_version = {"api_version": "v99"}
 
-    def test_an_expired_token_is_renewed_once(self, adapter: CRMAdapter, crm: Simulator) -> None:
-        adapter.deliver([self.lead(1)])
-        crm.faults(expire_tokens=True)
-        assert self.statuses(adapter.deliver([self.lead(1)])) == [Status.UPDATED]
-        assert crm.get("stats")["by_status"]["401"] == 1
+    def test_a_token_says_how_long_it_lasts(self, adapter: CRMAdapter) -> None:
+        adapter.check()
+        assert adapter.credentials.access().lifetime == 3600
 
     @pytest.mark.parametrize("wrong", ["password", "refresh_token"])
     def test_a_refused_login_comes_as_a_success_and_is_not_tried_twice(

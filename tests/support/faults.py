@@ -7,13 +7,13 @@ import gzip
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPResponse
 from typing import Any, Protocol
 
 import orjson
 
-from demo.crm.faults import FaultBox
+from demo.crm.faults import FaultBox, half_told
 from tests.support.proxy import Proxy
 
 AUTHORIZATION = re.compile(rb"\r\nauthorization: *([^\r]*)", re.IGNORECASE)
@@ -26,6 +26,9 @@ FAULTS = frozenset(
         "lose_reply",
         "malformed",
         "half_page",
+        "half_results",
+        "conflict",
+        "proxy_page",
         "quota_spent",
         "rate_limit",
         "expire_tokens",
@@ -42,6 +45,9 @@ class Dialect(Protocol):
 
     def is_change(self, line: str, body: bytes) -> bool:
         """Whether it may change records."""
+
+    def conflict(self) -> tuple[int, Any]:
+        """Status and document of the reply to a change that came across another transaction."""
 
     def half(self, line: str, body: bytes, reply: Any) -> Any | None:
         """The reply (decoded JSON) with half of its records left out; None where it is no list of several records."""
@@ -63,8 +69,8 @@ class FaultProxy(Proxy):
         if unknown := faults.keys() - FAULTS:
             raise ValueError(f"no fault of the wire: {', '.join(sorted(unknown))}")
         self._box.set(faults)
-        if self._box.active.expire_tokens:
-            self._expired |= self._seen
+        # A token that is no login's is good again once the fault is off.
+        self._expired = set(self._seen) if self._box.active.expire_tokens else set()
 
     async def _answer(self, head: bytes, body: bytes) -> bytes | None:
         reply = await self._reply(head, body)
@@ -77,6 +83,8 @@ class FaultProxy(Proxy):
             return None
         if faults.latency:
             await asyncio.sleep(faults.latency)
+        if faults.proxy_page:
+            return page(faults.proxy_page, "So", b"<html>not for you</html>")
         if not self._dialect.is_login(line, body) and (refusal := self._refusal()):
             return refusal
         if found := AUTHORIZATION.search(head):
@@ -84,14 +92,20 @@ class FaultProxy(Proxy):
             if found[1] in self._expired:
                 # The CRM itself says what an ended session is.
                 head = head[: found.start(1)] + found[1].partition(b" ")[0] + b" ended" + head[found.end(1) :]
+        is_change = self._dialect.is_change(line, body)
+        if is_change and self._box.strikes("conflict"):
+            return document(*self._dialect.conflict())
         reply = await self._deliver(head + body)
-        if self._dialect.is_change(line, body):
+        if is_change:
             if self._box.strikes("lose_reply"):
                 return None
             if self._box.strikes("malformed"):
                 # A careless proxy that quotes the request: what it quotes must not end up in anybody's log.
                 return page(200, "OK", b"<html>proxy error for " + body[:300] + b"</html>")
-        return self._halved(line, body, reply) if faults.half_page else reply
+            return self._halved(reply, "half_results", half_told) if faults.half_results else reply
+        if faults.half_page:
+            return self._halved(reply, "half_page", lambda told: self._dialect.half(line, body, told))
+        return reply
 
     def _refusal(self) -> bytes | None:
         if self._box.active.quota_spent:  # a gateway's: a CRM's own quota has a shape of its own
@@ -104,19 +118,17 @@ class FaultProxy(Proxy):
             return page(server_error.status, "Unavailable", b"<html>bad gateway</html>")
         return None if self._box.admits() else page(429, "Too Many Requests", b"<html>slow down</html>")
 
-    def _halved(self, line: str, body: bytes, reply: bytes) -> bytes:
+    def _halved(self, reply: bytes, fault: str, halve: Callable[[Any], Any | None]) -> bytes:
         parsed = HTTPResponse(_Received(reply))  # type: ignore[arg-type]
         parsed.begin()
         content = parsed.read()
         if parsed.headers["Content-Encoding"] == "gzip":
             content = gzip.decompress(content)
         try:
-            half = self._dialect.half(line, body, orjson.loads(content))
+            half = halve(orjson.loads(content))
         except orjson.JSONDecodeError:
             half = None
-        if half is None or not self._box.strikes("half_page"):
-            return reply
-        return page(200, "OK", orjson.dumps(half), {"Content-Type": "application/json"})
+        return reply if half is None or not self._box.strikes(fault) else document(200, half)
 
 
 class _Received:
@@ -127,6 +139,11 @@ class _Received:
 
     def makefile(self, mode: str) -> io.BytesIO:
         return io.BytesIO(self._reply)
+
+
+def document(status: int, content: Any) -> bytes:
+    """A whole reply of JSON."""
+    return page(status, "So", orjson.dumps(content), {"Content-Type": "application/json"})
 
 
 def page(status: int, reason: str, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:

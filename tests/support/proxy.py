@@ -107,7 +107,12 @@ class Proxy:
 
     async def _http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request per connection."""
-        head = await reader.readuntil(b"\r\n\r\n")
+        first = await reader.readexactly(1)
+        if not first.isalpha():  # the first words of TLS, which no server of plain HTTP waits to the end of
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        head = first + await reader.readuntil(b"\r\n\r\n")
         length = LENGTH.search(head)
         body = await reader.readexactly(int(length[1])) if length else b""
         self.under_way += 1

@@ -48,6 +48,9 @@ class REST:
     def is_change(self, line: str, body: bytes) -> bool:
         return not line.startswith("GET ")
 
+    def conflict(self) -> tuple[int, Any]:
+        return 500, {"detail": "deadlock detected"}  # PostgreSQL's, which Django passes on
+
     def half(self, line: str, body: bytes, reply: Any) -> Any | None:
         """Each list has one lead's records, mostly a single one: half of these is none."""
         if not line.startswith("GET /api/leads/?") or not (records := reply["open_leads"]["open_leads"]):

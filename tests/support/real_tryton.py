@@ -46,6 +46,9 @@ class JSONRPC:
     def is_change(self, line: str, body: bytes) -> bool:
         return _method(body).endswith((".create", ".write", ".delete"))
 
+    def conflict(self) -> tuple[int, Any]:
+        return 200, {"id": 1, "error": ["ConcurrencyException", "Records were modified in the meanwhile"]}
+
     def half(self, line: str, body: bytes, reply: Any) -> Any | None:
         records = reply.get("result")
         if not _method(body).endswith(".search_read") or not records:

@@ -245,6 +245,18 @@ def test_a_certificate_that_nobody_vouches_for_is_an_access_error(
         client.http.close()
 
 
+def test_a_server_without_tls_or_with_another_is_an_access_error(script: Scripted) -> None:
+    script.answers = [Answer()]
+    strangers = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate it has no cipher to offer
+    with running_script(strangers) as strict:
+        for url in (script.url.replace("http:", "https:"), strict.url):
+            client = Client(url)
+            with pytest.raises(AccessError, match="TLS"):
+                client.get()
+            client.http.close()
+        assert strict.requests == []
+
+
 def test_a_proxy_of_the_environment_is_gone_through(script: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", script.url.replace("://", "://user:secret@"))
     script.answers = [Answer(json=[1])]

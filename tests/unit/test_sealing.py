@@ -43,3 +43,9 @@ def test_a_moved_or_cut_blob_does_not_open() -> None:
 def test_a_wrong_key_names_the_remedy(keys: str) -> None:
     with pytest.raises(ConfigError, match="make one: python"):
         Sealer(keys)
+
+
+def test_a_name_tells_nothing_without_the_newest_key() -> None:
+    name = Sealer(NEW).name("secret")
+    assert name == Sealer(f"{NEW},{OLD}").name("secret")
+    assert len({name, Sealer(NEW).name("other"), Sealer(f"{OLD},{NEW}").name("secret")}) == 3

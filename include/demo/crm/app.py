@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from demo.crm.faults import Faults
+from demo.crm.faults import Faults, half_told
 from demo.crm.server import Connections
 from demo.crm.store import Row, Store
 from demo.crm.vendor import Refusal, Request, Response, Vendor
@@ -76,6 +76,8 @@ class App:
             return None
         if faults.active.latency:
             await asyncio.sleep(faults.active.latency)
+        if faults.active.proxy_page:
+            return HTTPResponse(b"<html>not for you</html>", faults.active.proxy_page, media_type="text/html")
         if http.url.path != vendor.login_path:
             refusal = self._refusal()
             if refusal is not None:
@@ -96,6 +98,9 @@ class App:
             if faults.strikes("malformed"):
                 # A careless proxy that quotes the request: what it quotes must not end up in anybody's log.
                 return HTTPResponse(b"<html>proxy error for " + body[:300] + b"</html>", media_type="text/html")
+            half = half_told(response.document) if faults.active.half_results else None
+            if half is not None and faults.strikes("half_results"):
+                response = replace(response, document=half)
         return self._render(response)
 
     def _refusal(self) -> Response | None:

@@ -17,7 +17,7 @@ from demo.crm.odata import BadQuery, Filter, folded, key_of, read_batch, write_b
 from demo.crm.store import Row, Store
 from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
-DATA = r"/api/data/v9\.\d"
+DATA = r"/api/data/v9\.[0-2]"
 LOGIN = "/tenant-of-the-demo/oauth2/v2.0/token"
 ACTION = "Microsoft.Dynamics.CRM"
 MAX_BATCH = 1000
@@ -163,6 +163,8 @@ class Dynamics365(Vendor):
         external_id = fields.get(KEY)
         if why := self.faults.rejects(external_id):
             raise Problem("0x80040265", why)
+        if self.faults.strikes("conflict"):
+            raise Problem("0x80044150", "Generic SQL error.", 500)
         unique = {ID: fields[ID].lower()} | ({KEY: folded(external_id)} if external_id is not None else {})
         return Written(found, external_id, fields, unique, {**sent, **wanted})
 

@@ -166,6 +166,8 @@ class EspoCRM(Vendor):
             raise Refusal(_invalid(invalid)) from None
         if why := self.faults.rejects(sent.get(KEY)):
             raise Refusal(_problem(400, why))
+        if self.faults.strikes("conflict"):
+            raise Refusal(_problem(500, "Deadlock found when trying to get lock"))
         return sent
 
     def _shown(self, row: Row) -> dict[str, Any]:

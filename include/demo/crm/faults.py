@@ -76,6 +76,18 @@ class Faults(_Model):
         " rest",
         {"next": 1},
     )
+    half_results: Chance | None = _fault(
+        "a change of several records is made, and the reply tells of half of them; counts requests of several",
+        {"next": 1},
+    )
+    conflict: Chance | None = _fault(
+        "a record is refused in the vendor's words, for another transaction is at it; counts records, or requests where"
+        " the vendor has no such words for a single one",
+        {"next": 1},
+    )
+    proxy_page: int | None = Field(
+        None, ge=200, le=599, description="a proxy answers every request with a page of this status", examples=[403]
+    )
     double: Chance | None = _fault(
         "Salesforce: a second record is made although one is there, as two upserts at once do where the external id is"
         " not unique; counts records",
@@ -107,6 +119,17 @@ class Faults(_Model):
         examples=[5],
     )  # fmt: skip
     down: bool | None = _fault("connections are accepted and closed at once, without a reply", True)
+
+
+def half_told(document: Any) -> Any | None:
+    """The document without the first half of the list that it holds; None where it holds none of several."""
+    if isinstance(document, list):
+        return document[len(document) // 2 :] if len(document) > 1 else None
+    if isinstance(document, dict):
+        for name, value in document.items():
+            if (half := half_told(value)) is not None:
+                return {**document, name: half}
+    return None
 
 
 class FaultBox:

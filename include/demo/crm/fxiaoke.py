@@ -135,6 +135,8 @@ class Fxiaoke(Vendor):
         key = fields.get(KEY)
         if why := self.faults.rejects(key):
             raise Refusal(_error(MALFORMED, why))
+        if self.faults.strikes("conflict"):
+            raise Refusal(_error(BUSY, "the system is busy"))
         for field in FIELDS.values():
             if field.required and field.name not in fields:
                 raise Refusal(_error(MALFORMED, f"{field.name} is required"))

@@ -105,6 +105,8 @@ class HubSpot(Vendor):
         }
         if why := self.faults.rejects(sent.get(KEY)):
             raise Problem("INVALID_VALUE", why, KEY)
+        if self.faults.strikes("conflict"):
+            raise Refusal(_error(423, "LOCKED", "The resource is locked by another request"))
         fields = {name: value for name, value in {**(found.fields if found else {}), **sent}.items() if value != ""}
         unique = {name: fields[name] for name in fields if properties[name].unique or name == "email"}
         for name, value in unique.items():

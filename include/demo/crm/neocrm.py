@@ -120,6 +120,8 @@ class Neocrm(Vendor):
         external_id = _external_id(fields)
         if why := self.faults.rejects(external_id):
             raise Problem(5000099, why)
+        if self.faults.strikes("conflict"):
+            raise Refusal(self.problem(500, "the database is busy"))
         if row is None:
             return self.store.create(external_id, fields, {}, sent)
         return self.store.update(row, external_id, fields, {}, sent)

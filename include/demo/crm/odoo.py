@@ -223,6 +223,8 @@ class Odoo(Vendor):
         external_id = _shown_id(xml_id)
         if why := self.faults.rejects(external_id):
             raise Problem(why)
+        if self.faults.strikes("conflict"):
+            raise Problem("could not serialize access due to concurrent update")
         if " " in xml_id:
             raise Problem("The operation cannot be completed: External IDs cannot contain spaces")
         found = self.store.find(KEY, xml_id) if xml_id else None

@@ -194,6 +194,8 @@ class Pipedrive(Vendor):
     def _admitted(self, sent: dict[str, Any], key: str) -> dict[str, Any]:
         if why := self.faults.rejects(sent.get(key)):
             raise Refusal(_invalid(f"{key}: {why}"))
+        if self.faults.strikes("conflict"):
+            raise Refusal(self.problem(500, "the record is being changed"))
         return sent
 
 

@@ -20,7 +20,7 @@ from demo.crm.salesforce_query import Queries, shown
 from demo.crm.store import Row, Store
 from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
-DATA = r"/services/data/v(?P<version>4[6-9]|[5-9]\d)\.0"
+DATA = r"/services/data/v(?P<version>4[6-9]|5\d|6[0-6])\.0"
 LEAD = rf"{DATA}/sobjects/(?P<kind>\w+)"
 MAX_BATCH = 200
 MAX_TARGET = 16_384
@@ -169,6 +169,8 @@ class Salesforce(Vendor):
         sent = {name: FIELDS[name].value(value) for name, value in sent.items()}
         if why := self.faults.rejects(key):
             raise Problem("FIELD_CUSTOM_VALIDATION_EXCEPTION", why)
+        if self.faults.strikes("conflict"):
+            raise Problem("UNABLE_TO_LOCK_ROW", "unable to obtain exclusive access to this record")
         fields = {**(found.fields if found else {}), KEY: key, **sent}
         fields = {name: value for name, value in fields.items() if value is not None}
         if missing := [name for name in REQUIRED if not fields.get(name, "").strip()]:

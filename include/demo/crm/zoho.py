@@ -136,6 +136,8 @@ class Zoho(Vendor):
         sent = known(record)
         if why := self.faults.rejects(sent.get(KEY)):
             raise Problem("CANNOT_PROCESS", why)
+        if self.faults.strikes("conflict"):
+            raise Problem("RECORD_LOCKED", "the record is being changed")
         found, by = self._match(sent, checked)
         fields = {**(found.fields if found else {}), **sent}
         fields = {name: value for name, value in fields.items() if value is not None}

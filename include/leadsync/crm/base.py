@@ -19,6 +19,8 @@ from leadsync.budget import Account, Budget, Limit, account_key, rate
 from leadsync.config import Destination
 from leadsync.crm import values
 from leadsync.crm.http import Access, Credentials, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
+from leadsync.crm.login import Login
+from leadsync.crm.tokens import SharedToken, TokenStore
 from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
 from leadsync.metering import Meter, Quota
 from leadsync.models import Lead, Outcome, Record, Status
@@ -32,12 +34,15 @@ PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What the Airflow connection of a destination says. `url` is the base address without a trailing slash."""
+    """What the Airflow connection of a destination says. `url` is the base address; slashes at its end are dropped."""
 
     url: str
     login: str = ""
     password: str = field(default="", repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", self.url.rstrip("/"))
 
 
 class Settings(BaseModel):
@@ -100,8 +105,10 @@ class CRMAdapter(ABC):
         *,
         before_request: Callable[[], None] = lambda: None,
         budget: Budget | None = None,
+        tokens: TokenStore | None = None,
     ) -> None:
-        """Without a `budget` that all share, requests are paced for this adapter alone.
+        """Without a `budget` that all share, requests are paced for this adapter alone; without `tokens` it logs in by
+        itself.
 
         Raises ConfigError when the settings or the address are wrong. Connects to nothing.
         """
@@ -133,6 +140,13 @@ class CRMAdapter(ABC):
         if account is not None:
             self.http.throttled, self.http.sleep = account.throttled, account.sleep
         self.credentials = self.make_credentials()
+        if tokens is not None and isinstance(self.credentials, Login):
+            # All that a login may depend on: a token of another user, or of an older password, is not this account's.
+            own = settings.model_dump(mode="json", exclude=set(Settings.model_fields))
+            of = [self.name, endpoint.url, endpoint.login, endpoint.password, dict(endpoint.extra), own]
+            account_name = json.dumps(of, sort_keys=True, default=str)
+            shared = SharedToken(tokens, self.who, account_name, lambda seconds: self.http.sleep(seconds))
+            self.credentials.token = shared.get
 
     @property
     def longest_request(self) -> float:

@@ -32,6 +32,7 @@ class Answer(BaseModel):
 class _Token(BaseModel):
     accessToken: str
     ea: str
+    expiresIn: float | None = None
 
 
 ANSWER = TypeAdapter(Answer)
@@ -74,7 +75,7 @@ class AppLogin(Login):
             "x-fs-ea": token.ea,
             "x-fs-userid": self._user_id,
         }
-        return Access(self._endpoint.url, token.accessToken, headers)
+        return Access(self._endpoint.url, token.accessToken, headers, token.expiresIn)
 
 
 def traced() -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from ssl import SSLCertVerificationError
+from ssl import SSLCertVerificationError, SSLError
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -37,6 +37,18 @@ MOST_CONNECTIONS = 64  # the most `in_flight` that a pipeline file may ask for
 # The adapter reads these; what is not here, and no success, has one meaning for every CRM.
 ADAPTER_JUDGES = frozenset({400, 409, 413, 422})
 PASSING = frozenset({408, 423, 425, 429})
+# OpenSSL's words for a server that speaks no TLS, or none that both know, or that lets no stranger in.
+NO_TLS = frozenset(
+    {
+        "WRONG_VERSION_NUMBER",
+        "RECORD_LAYER_FAILURE",
+        "UNSUPPORTED_PROTOCOL",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "TLSV1_UNRECOGNIZED_NAME",
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    }
+)
 
 
 class RequestFailed(Unavailable):
@@ -89,11 +101,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own."""
+    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own.
+
+    `lifetime` is in seconds from the login on, None where nobody says.
+    """
 
     url: str
     token: str = field(repr=False)
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    lifetime: float | None = field(default=None, compare=False)
 
     @property
     def authorization(self) -> Mapping[str, str]:
@@ -362,6 +378,9 @@ class HTTPClient:
 
         if has(SSLCertVerificationError):
             return AccessError(f"{self._who}: its TLS certificate can't be verified; nothing was sent")
+        reason = next((cause.reason for cause in causes if isinstance(cause, SSLError)), None)
+        if reason in NO_TLS:
+            return AccessError(f"{self._who} does not take our TLS ({reason}): check the connection's address and port")
         if has(DecodeError):
             return RequestFailed(f"{self._who} answered in a broken encoding", "malformed_reply")
         timed_out = has(ReadTimeout, TimeoutError)

@@ -1,10 +1,14 @@
-"""Logins that several adapters share: one thread logs in for all, and what was refused is not tried again."""
+"""Logins that several adapters share: one thread logs in for all, and what was refused is not tried again.
+
+With the tokens in Redis (`tokens`) one process logs in for all, too.
+"""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -16,16 +20,26 @@ class _Token(BaseModel):
     access_token: str
 
 
+class _Lifetime(BaseModel):
+    expires_in: float | None = None
+
+
 TOKEN = TypeAdapter(_Token)
+LIFETIME = TypeAdapter(_Lifetime)
 
 
 class Login(ABC):
-    """Credentials that have to log in. `log_in` is never called by two threads at once."""
+    """Credentials that have to log in. `log_in` is never called by two threads at once.
+
+    `token` gets the access of a login, or an earlier one's that is not the one refused.
+    """
 
     def __init__(self, who: str) -> None:
         self.who = who
+        self.token: Callable[[Callable[[], Access], Access | None], Access] = lambda log_in, refused: log_in()
         self._lock = threading.Lock()
         self._access: Access | None = None
+        self._ended: Access | None = None
         self._refused: str | None = None  # many tries with a wrong secret may lock the account
 
     def access(self) -> Access:
@@ -33,13 +47,13 @@ class Login(ABC):
             if self._refused:
                 raise AccessError(self._refused)
             if self._access is None:
-                self._access = self.log_in()
+                self._access = self.token(self.log_in, self._ended)
             return self._access
 
     def renew(self, refused: Access) -> Access:
         with self._lock:
             if self._access == refused:
-                self._access = None
+                self._access, self._ended = None, refused
         return self.access()
 
     @abstractmethod
@@ -88,7 +102,10 @@ class TokenLogin(Login):
         access = self._read(reply)
         if access is None:
             raise self.refuse(f"refuses the login ({reply.status}): {self._remedy}")
-        return access
+        try:
+            return replace(access, lifetime=LIFETIME.validate_json(reply.body).expires_in)
+        except ValidationError:
+            return access
 
 
 def token_for(url: str) -> Callable[[Reply], Access | None]:

@@ -256,6 +256,8 @@ fields:
 
     def _find(self, external_ids: Sequence[str], *, whole: bool = False) -> dict[str, int]:
         """The ids of those that are there. `whole` makes sure that the others are not."""
+        if whole:  # a model that does not exist has no records either, and all would be called deleted
+            self._field_types(self.fields_read)
         names = {encoded(external_id): external_id for external_id in external_ids}
         domain = [
             ["module", "=", self.settings.module],

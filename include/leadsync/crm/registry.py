@@ -10,6 +10,7 @@ from leadsync import crm
 from leadsync.budget import Budget
 from leadsync.config import Destination, Pipeline
 from leadsync.crm.base import NAME, CRMAdapter, Endpoint, validated_settings
+from leadsync.crm.tokens import TokenStore
 from leadsync.errors import ConfigError
 
 
@@ -59,10 +60,12 @@ def build(
     *,
     before_request: Callable[[], None] = lambda: None,
     budget: Budget | None = None,
+    tokens: TokenStore | None = None,
 ) -> CRMAdapter:
     """The adapter for one destination. Raises ConfigError; connects to nothing."""
     check_destination(destination)
-    return adapter_class(destination.adapter)(destination, endpoint, before_request=before_request, budget=budget)
+    adapter = adapter_class(destination.adapter)
+    return adapter(destination, endpoint, before_request=before_request, budget=budget, tokens=tokens)
 
 
 def _find(module: str) -> type[CRMAdapter] | None:

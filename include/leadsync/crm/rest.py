@@ -31,8 +31,8 @@ from leadsync.config import Destination
 from leadsync.crm import values
 from leadsync.crm.base import BatchRefused, Endpoint, Settings, batches
 from leadsync.crm.http import RequestFailed
-from leadsync.crm.rest_calls import NotThere, RestCalls, codes_in, items, matched
-from leadsync.crm.rest_settings import Delete, RestSettings, Upsert
+from leadsync.crm.rest_calls import UNSENDABLE, NotThere, RestCalls, codes_in, items, matched
+from leadsync.crm.rest_settings import Call, Delete, RestSettings, Upsert
 from leadsync.crm.singly import one_by_one
 from leadsync.crm.template import find, find_all
 from leadsync.errors import AccessError
@@ -233,6 +233,14 @@ settings:
             raise AccessError(
                 f"{self.who}: the field {target.external_id_field!r} of {target.object!r} is not unique: make it so"
             )
+
+    def _send(self, call: Call, filling: Mapping[str, Any], leads: Sequence[Lead] = ()) -> tuple[int, Any]:
+        try:
+            return super()._send(call, filling, leads)
+        except BatchRefused as refused:
+            if refused.code != UNSENDABLE and call is not self.settings.check:
+                self._refuse_unknown(())  # it may be the object that was refused, and no lead
+            raise
 
     def _fields(self, lead: Lead) -> dict[str, Any]:
         if not self.settings.texts:

@@ -22,6 +22,7 @@ from leadsync.models import Lead, Outcome, Status
 
 # What a path leads to by mistake may be a message, which quotes leads; codes are logged.
 CODE = re.compile(r"[\w.:/-]{1,80}")
+UNSENDABLE = "unsendable_id"  # our own: nothing was sent
 
 
 class NotThere(AccessError):
@@ -110,7 +111,7 @@ class RestCalls(CRMAdapter):
             params = {name: filled_text(value, filling) for name, value in call.query.items()}
             body = filled(call.body, filling)
         except ValueError:
-            raise BatchRefused("unsendable_id") from None
+            raise BatchRefused(UNSENDABLE) from None
         reply = self.http.request(
             call.method, path, self.credentials, json=body, params=params or None, headers=call.headers
         )

@@ -3,8 +3,8 @@
 The connection's host is the API of the account's data centre (`https://www.zohoapis.com`, `.eu`, `.in` …), login and
 password are a client's id and secret. Its extra holds the `refresh_token`, and `accounts_url` where the login is not at
 `https://accounts.zoho.` with the same ending. The token needs the scopes `ZohoCRM.modules.ALL`,
-`ZohoCRM.settings.fields.READ` and `ZohoCRM.coql.READ`. Zoho gives ten access tokens in ten minutes, and each load takes
-one: schedule the pipeline every few minutes, not every minute.
+`ZohoCRM.settings.fields.READ` and `ZohoCRM.coql.READ`. Zoho gives ten access tokens in ten minutes; all loads share
+one, as long as it lasts (an hour).
 
 The external id is a single-line field that does not allow duplicate values, and minds the case where ids differ in
 nothing else. Leads are matched by it alone, never by their e-mail address as Zoho does otherwise. Zoho ignores fields
