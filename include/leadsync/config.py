@@ -235,6 +235,12 @@ class Pipeline(_Model):
     schedule: Schedule = Schedule.model_validate({})
     reconcile: Reconcile = Reconcile.model_validate({})
     destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
+    patience: float | None = Field(
+        10,
+        ge=0,
+        description="seconds that changes for the other destinations wait for one that is slow; then it is left "
+        "behind, and catches up beside them; null: they wait until it is done",
+    )
     catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
     shard_rows: int = Field(
         250_000, ge=1, description="rows of a window for one task of a destination; more are shared among several"

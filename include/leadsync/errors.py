@@ -66,6 +66,10 @@ class RefusedAgain(FailNow):
     """A replay brought nothing: every lead was refused again. Their dead letters stay, renewed."""
 
 
+class LeftBehind(FailNow):
+    """A CRM is slow and changes wait for the others: the run ends without it, and it catches up in the next ones."""
+
+
 class Superseded(FailNow):
     """This task belongs to an attempt that a newer one has replaced."""
 

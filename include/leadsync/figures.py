@@ -152,7 +152,7 @@ def standing(known: Target, facts: Facts, source: SourceState | None, now: datet
     behind, waiting, exact = _behind(known, source, now)
     if known.parked_at is not None:
         state = "parked"
-    elif facts.result == 0:
+    elif facts.result == 0 and facts.failure != "LeftBehind":
         state = "failing"
     else:
         state = "up_to_date" if behind <= IN_STEP else "behind"

@@ -22,12 +22,13 @@ from leadsync import changes
 from leadsync.claiming import Claiming, Reread
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline
-from leadsync.errors import BrokenMapping, LeadsyncError, TransientFailure, Unavailable
+from leadsync.errors import BrokenMapping, LeadsyncError, LeftBehind, TransientFailure, Unavailable
 from leadsync.freshness import Freshness
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import Mapper
 from leadsync.models import Digest, Lead, Outcome, Share, Status
+from leadsync.patience import Patience
 from leadsync.sending import Sender, request_failed
 from leadsync.state import dead_letters, ledger, operations
 from leadsync.state.dead_letters import MAX_ATTEMPTS, DeadLetter, Retry
@@ -89,6 +90,8 @@ class Load:
         )  # fmt: skip
         self._meter = sender.adapter.meter
         self._freshness = Freshness(pipeline.source, self._meter)
+        self._patience = Patience(clients, pipeline, operation, destination_id)
+        self._left_behind = False  # leads were left for the next run, since the others' patience has ended
         self._retry_after: float | None = None
         self._retries = False  # there may be leads in the retry queue
         self._held_up = False  # a group is not settled as a whole: no later one may move the place past it
@@ -106,6 +109,9 @@ class Load:
         waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id, self._share)
         self._retries = bool(waiting)
         for group in self._reader.groups(self.log.next_chunk, self._operation.sequence or 0, waiting):
+            if self._sender.ending:
+                self._left_behind = True
+                break
             self._claiming.claim(group)
             self._send(group)
             under_way.append(group)
@@ -139,14 +145,16 @@ class Load:
     # Settling --------------------------------------------------------------------------------------------------
 
     def _settle(self, group: Group) -> None:
-        self._sender.finish(future for _, future in group.batches)
+        self._sender.finish((future for _, future in group.batches), self._look_at_the_others)
         # A batch that was not tried has no outcomes.
         tried = [pair for batch, future in group.batches for pair in zip(batch, future.result(), strict=False)]
         failed = {item.mapped.key: (item, outcome) for item, outcome in tried if outcome.status is Status.TRANSIENT}
         if failed and not self._sender.proven and all(request_failed(outcome) for _, outcome in failed.values()):
             self._sender.unavailable = True
             self._held_up = True
-        self._held_up = self._held_up or len(tried) < len(group.items)
+        untried = len(tried) < len(group.items)
+        self._held_up = self._held_up or untried
+        self._left_behind = self._left_behind or (untried and self._sender.ending)
 
         delivered: dict[int, list[tuple[Digest, Digest, str | None, bool]]] = {}
         records = []
@@ -186,6 +194,10 @@ class Load:
                 operations.save_progress(self._state, self.log)
         log.info("settled", destination=self._target.name, **asdict(self.log.counts))
         self._judge_mapping()
+
+    def _look_at_the_others(self) -> None:
+        if not self._sender.ending and self._patience.ended():
+            self._sender.ending = True
 
     def _queue(self, failed: Mapping[Digest, tuple[Item, Outcome]]) -> list[DeadLetter]:
         """Puts leads that failed in passing into the retry queue; those that failed too often become dead letters."""
@@ -233,6 +245,9 @@ class Load:
             raise sender.error
         if sender.unavailable:
             raise Unavailable(f"{name} takes nothing at the moment; what is left stays queued", self._retry_after)
+        if self._left_behind:
+            rows = self._operation.rows
+            raise LeftBehind(f"{name} is slow: {counts.read} of {rows} leads are done; it goes on in the next runs")
         waiting = dead_letters.waiting(self._state, self._id, self._operation.sync_id, self._share)
         if waiting:
             many = sum(map(len, waiting.values()))

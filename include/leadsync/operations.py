@@ -17,7 +17,7 @@ import structlog
 from leadsync import parking, tracing, windows
 from leadsync.clients import Clients
 from leadsync.config import Pipeline
-from leadsync.errors import ConfigError, LeadsyncError, SnapshotError, Superseded
+from leadsync.errors import ConfigError, LeadsyncError, LeftBehind, SnapshotError, Superseded
 from leadsync.load import Load
 from leadsync.models import Share
 from leadsync.request import Request
@@ -190,9 +190,10 @@ def _load(clients: Clients, pipeline: Pipeline, sync_id: str, destination: str, 
         if not state.broken:
             with state.transaction():
                 operations.end_load(state, row, error)
-                recovery_log.append(
-                    state, pipeline.name, error.kind, str(error), destination=destination, sync_id=sync_id
-                )
+                if not isinstance(error, LeftBehind):
+                    recovery_log.append(
+                        state, pipeline.name, error.kind, str(error), destination=destination, sync_id=sync_id
+                    )
         raise
     return counts
 
@@ -212,15 +213,18 @@ def probe(clients: Clients, pipeline: Pipeline, destination: str) -> str | None:
 def commit(clients: Clients, pipeline: Pipeline, sync_ids: Sequence[str]) -> dict[str, datetime]:
     """Moves the watermarks to the ends of the windows, after every load of the run ended well and its sum holds.
 
-    Returns the watermark of each destination that moved: none in a backfill.
+    Returns the watermark of each destination that moved: none in a backfill, and not that of one that was left behind.
     """
     state = clients.state
     moved: dict[str, datetime] = {}
     for operation in [current(clients, sync_id) for sync_id in sync_ids]:
         ended = operations.ended_loads(state, operation)
         for name in operation.destinations:
-            well, counts = ended.get(name, (0, operations.Counts()))
-            if well != operation.shards:
+            loads = ended.get(name, operations.Ended())
+            if loads.left and loads.well + loads.left == operation.shards:
+                continue  # it stays where it is, and catches up
+            counts = loads.counts
+            if loads.well != operation.shards:
                 raise LeadsyncError(f"the load of {name} has not succeeded, so the watermark stays; clear it to retry")
             if counts.read != operation.rows or counts.read != counts.ended:
                 raise LeadsyncError(

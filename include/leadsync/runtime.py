@@ -33,6 +33,7 @@ from leadsync.errors import (
     ConfigError,
     FailNow,
     LeadsyncError,
+    LeftBehind,
     TryAgain,
     Unavailable,
 )
@@ -189,7 +190,7 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], work: Mapping[str, Any],
     """Delivers the snapshot, or a shard of it, to one destination and returns the counts; what stands out goes into the
     label.
 
-    A destination that is parked is probed instead, and its task instance skipped.
+    A destination that is parked is probed instead, and its task instance skipped; so is that of one left behind.
     """
     destination, label = work["destination"], work["label"]
     with clients(pipeline, _lane(opened, context)) as using:
@@ -206,7 +207,11 @@ def load(pipeline: Pipeline, opened: Mapping[str, Any], work: Mapping[str, Any],
             window = Window(moment("lower", operation), moment("upper", operation) or BEGINNING)
             with using.open_store() as store:
                 return dry_run(using.state, store, pipeline, destination, window, resend=opened["resend"])
-        counts = operations.load(using, pipeline, operation["sync_id"], destination, work["shard"])
+        try:
+            counts = operations.load(using, pipeline, operation["sync_id"], destination, work["shard"])
+        except LeftBehind as left:
+            context["label"] = str(left)[:LONGEST_LABEL] if label == destination else f"{label}: left behind"
+            raise AirflowSkipException(context["label"]) from None
         if counts["dead"]:
             context["label"] = f"{label}: {counts['dead']} dead letters"
         return dict(counts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
@@ -41,6 +41,7 @@ class Sender:
         self._careful = threading.Lock()
         self._lock = threading.Lock()
         self._failures = 0
+        self.ending = False  # no further batch is begun; those that are under way are finished
         self.proven = False  # a batch got through in this try of the load
         self.error: Exception | None = None  # why nothing more is sent: access, quota, fence, or a defect
         self.unavailable = False  # nothing more is sent, since the CRM does not take anything
@@ -71,12 +72,13 @@ class Sender:
         """Queues one batch; its outcomes are in the order of the leads, and none when it was not tried."""
         return self._pool.submit(self._send, leads, delete)
 
-    def finish(self, batches: Iterable[Future[list[Outcome]]]) -> None:
-        """Waits until batches are through, and keeps the fence confirmed meanwhile."""
+    def finish(self, batches: Iterable[Future[list[Outcome]]], meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Waits until batches are through; keeps the fence confirmed, and calls `meanwhile` every now and then."""
         pending = set(batches)
         while pending:
             _, pending = wait(pending, timeout=1.0)
             self._fence.confirm()
+            meanwhile()
 
     def _end_work(self) -> None:
         """The load gives up: what the CRM was handed and is still at work on ends here, or by whoever comes next."""
@@ -107,7 +109,7 @@ class Sender:
         return self._deliver(leads, delete)
 
     def _deliver(self, leads: Sequence[Lead], delete: bool) -> list[Outcome]:
-        if self.stopped:
+        if self.stopped or self.ending:
             return []
         try:
             outcomes = self.adapter.deliver(leads, delete=delete)

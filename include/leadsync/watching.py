@@ -25,7 +25,7 @@ class Watch:
     store: LeadStore
     pipeline: str
     clock: Callable[[], float] = time.monotonic
-    _called: tuple[datetime | None, float] | None = field(default=None, init=False)
+    _called: tuple[tuple[datetime, datetime] | None, float] | None = field(default=None, init=False)
 
     def look(self) -> bool:
         """Whether a run is called for now.
@@ -33,15 +33,16 @@ class Watch:
         What an open transaction holds back is no reason: a run could not read it either. Nor is what a run has failed
         to deliver: that is for Airflow's retries and the next run at a fixed time.
         """
-        covered = operations.newest_bound(self.state, self.pipeline)
+        newest = operations.newest_run(self.state, self.pipeline)
         if self._called is not None:
             before, at = self._called
-            if before == covered and self.clock() < at + CALL_AGAIN_SECONDS:
+            if before == newest and self.clock() < at + CALL_AGAIN_SECONDS:
                 return False
+        covered = newest[0] if newest else None
         bound = self.store.bound()
         if bound.prepared or (covered is not None and covered >= bound.upper):
             return False
         if not self.store.count(Window(covered, bound.upper), at_most=1):
             return False
-        self._called = covered, self.clock()
+        self._called = newest, self.clock()
         return True

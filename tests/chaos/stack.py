@@ -90,7 +90,7 @@ class StackWorld:
         shipped["schedule"] = {"cron": None, "watch": None}
         for target in shipped["destinations"].values():
             target["settings"] = SETTINGS
-        shipped["catch_up_rows"] = 7
+        shipped["catch_up_rows"], shipped["patience"] = 7, 1
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
         base, state_dir = ports.free_base(30_000 + os.getpid() * 20 % 10_000), folder / "state"
         upstreams = {"state": base + 1, "hive": base + 1, "redis": base + 2}

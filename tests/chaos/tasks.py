@@ -12,7 +12,7 @@ import psycopg
 import redis
 import requests  # noqa: F401 - imported before a worker is forked, for it takes long
 
-from leadsync import comparison, groups, operations, parking, repair, snapshot
+from leadsync import comparison, groups, operations, parking, patience, repair, snapshot
 from leadsync import reconcile as reconciliations
 from leadsync import recover as recoveries
 from leadsync import replay as replays
@@ -22,6 +22,7 @@ from leadsync.crm import http, registry, salesforce_bulk
 from leadsync.crm.base import CRMAdapter, Endpoint
 from leadsync.crm.hubspot import HubSpot
 from leadsync.crm.salesforce import Salesforce
+from leadsync.errors import LeftBehind
 from leadsync.reconcile_request import Request
 from leadsync.request import read_request
 from leadsync.sealing import Sealer
@@ -47,6 +48,7 @@ PIPELINE: Pipeline = SHIPPED.model_copy(
             )
             for target in SHIPPED.destinations
         ),
+        "patience": 0.2,
         "catch_up_rows": 7,
         "shard_rows": 5,
         "max_shards": 3,
@@ -68,6 +70,7 @@ def make_small() -> None:
     salesforce_bulk.READ_WAITS = (0.05, 0.05)
     fence.CHECK_SECONDS = 0.5
     parking.WAIT = timedelta(seconds=0.5)
+    patience.LOOK_SECONDS = 0.1
 
 
 def extract(setup: Mapping[str, Any], run_id: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,13 +91,16 @@ def take_snapshot(setup: Mapping[str, Any], opened: Opened) -> dict[str, int]:
 
 
 def load(setup: Mapping[str, Any], opened: Opened, destination: str, shard: int) -> dict[str, int] | None:
-    """The counts; None where the destination is parked."""
+    """The counts; None where the destination is parked, or left behind."""
     with _clients(setup) as clients:
         if destination in opened["parked"]:
             operations.probe(clients, PIPELINE, destination)
             return None
         operation = next(each for each in opened["operations"] if destination in each["destinations"])
-        return operations.load(clients, PIPELINE, operation["sync_id"], destination, shard)
+        try:
+            return operations.load(clients, PIPELINE, operation["sync_id"], destination, shard)
+        except LeftBehind:
+            return None
 
 
 def commit(setup: Mapping[str, Any], opened: Opened) -> None:

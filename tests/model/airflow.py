@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.model import protocol
-from tests.model.database import Attempt, Operation, SessionLost, Steps, TaskFailed
+from tests.model.database import Attempt, LeftBehind, Operation, SessionLost, Steps, TaskFailed
 from tests.model.world import Request
 
 if TYPE_CHECKING:
@@ -167,21 +167,28 @@ class Airflow:
         self.active.remove(run)
 
     def _advance(self, worker: Worker) -> None:
-        """Lets a worker take its next step. Nobody listens to one that was given up."""
-        run, key = worker.run, worker.key
+        """Lets a worker take its next step."""
         try:
             next(worker.steps)
         except StopIteration:
-            self.workers.remove(worker)
-            if run.working.get(key) is worker:
-                del run.working[key]
-                run.done.add(key)
-                run.handed = worker.attempt or run.handed
-                run.settled = False
+            self._over(worker)
+        except LeftBehind:
+            self._world.note("%s is left behind", worker)
+            self._over(worker)
         except TaskFailed as failure:
             self._world.note("%s fails: %s", worker, failure)
             self.workers.remove(worker)
             self._failed(worker)
+
+    def _over(self, worker: Worker) -> None:
+        """The task is done. Nobody listens to one that was given up."""
+        run, key = worker.run, worker.key
+        self.workers.remove(worker)
+        if run.working.get(key) is worker:
+            del run.working[key]
+            run.done.add(key)
+            run.handed = worker.attempt or run.handed
+            run.settled = False
 
     def _failed(self, worker: Worker) -> None:
         """The task is tried again some time later."""

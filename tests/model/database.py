@@ -21,6 +21,10 @@ class TaskFailed(Exception):
     """The task ends without success; Airflow may try it again."""
 
 
+class LeftBehind(TaskFailed):
+    """The others of the run wait no longer: Airflow skips the task, and the run goes on."""
+
+
 class SessionLost(TaskFailed):
     """The worker's database session is gone, and its locks with it. Nothing more may be sent or written."""
 
@@ -67,10 +71,11 @@ class Operation:
     ended: dict[int, dict[Item, str]] = field(default_factory=dict)  # by destination: verdict on each item
     tries: dict[int, dict[Item, int]] = field(default_factory=dict)  # by destination: failures of each item
     skipped: dict[int, set[int]] = field(default_factory=dict)  # by destination: leads that a resend left alone
+    left: dict[int, set[int]] = field(default_factory=dict)  # by destination: shards that were left behind
 
     def __post_init__(self) -> None:
         for name in self.destinations:
-            self.ended[name], self.tries[name], self.skipped[name] = {}, {}, set()
+            self.ended[name], self.tries[name], self.skipped[name], self.left[name] = {}, {}, set(), set()
 
     def keep(self, items: list[Item]) -> None:
         """Makes the snapshot complete. The number of shards is fixed with it."""
@@ -80,6 +85,11 @@ class Operation:
     def loaded(self, name: int) -> bool:
         """Whether the destination's load is done: each item has ended somewhere."""
         return len(self.ended[name]) == self.size
+
+    def left_behind(self, name: int) -> bool:
+        """Whether the destination's load is not done, and every shard of it that is not was left behind."""
+        left = [item.row.lead % self.shards for item in self.items or [] if item not in self.ended[name]]
+        return self.size is not None and bool(left) and set(left) <= self.left[name]
 
     def rewind(self, name: int) -> None:
         """The load starts over, as after a broken mapping was mended."""

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.model.database import CHECK, Entry, Item, Letter, Operation, SessionLost, Steps, TaskFailed
+from tests.model.database import CHECK, Entry, Item, LeftBehind, Letter, Operation, SessionLost, Steps, TaskFailed
 from tests.model.world import NEVER, Destination, Request, Row, Violation, answer
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ Verdicts = dict[Item, tuple[str, Parcel]]
 class Load:
     """One try. `run` returns when every lead of the shard has ended somewhere, and raises TaskFailed otherwise."""
 
-    def __init__(self, worker: Worker, operation: Operation, destination: Destination, shard: int) -> None:
+    def __init__(
+        self, worker: Worker, operation: Operation, destination: Destination, shard: int, others: list[Operation]
+    ) -> None:
+        """`others` are the operations of the run, this one among them."""
         self._worker = worker
         self._world = worker.world
         self._obeys = worker.world.obeys
@@ -47,6 +50,7 @@ class Load:
         self._tries = operation.tries[destination.name]
         self._unanswered: int | None = None
         self._unavailable = False
+        self._others = others
 
     def run(self) -> Steps:
         fence = self._standing.fence
@@ -68,8 +72,12 @@ class Load:
     def _deliver(self) -> Steps:
         if self._operation.items is None:
             raise TaskFailed("the snapshot is gone")
+        self._operation.left[self._destination.name].discard(self._shard)
         waiting = [item for item in self._operation.items if self._mine(item) and item not in self._ended]
         for first in range(0, len(waiting), GROUP):
+            if self._others_wait():
+                self._operation.left[self._destination.name].add(self._shard)
+                raise LeftBehind("the others of the run do not wait any longer")
             verdicts: Verdicts = {}
             parcels = yield from self._claim(waiting[first : first + GROUP], verdicts)
             yield
@@ -80,6 +88,14 @@ class Load:
                 break
         if any(item not in self._ended for item in waiting):
             raise TaskFailed("leads wait to be tried again")
+
+    def _others_wait(self) -> bool:
+        """Whether another destination of the run is done, and its patience has ended."""
+        if self._world.patient or self._operation.kind != "run":
+            return False
+        own = self._destination.name
+        done = any(o.loaded(name) for o in self._others for name in o.destinations if name != own)
+        return done and self._world.slow.random() < 0.4
 
     def _mine(self, item: Item) -> bool:
         """Whether the lead is of this shard. Shards of one load hold disjoint leads."""

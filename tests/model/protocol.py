@@ -48,6 +48,7 @@ Fence
 
 Commit
 - `all_loads`: nothing is committed before every load of the run has succeeded.
+- `left_stays`: the watermark of one that was left behind, since it is slow and others waited, stays where it is.
 - `own_upper`: each destination moves to the end of its own operation's window; it has not read further.
 - `greatest`: never back; runs that were cleared end in any order.
 - `only_runs`: backfills, replays, recoveries and repairs move no watermark; their windows don't begin at it.
@@ -165,7 +166,7 @@ def _parked(worker: Worker, name: int) -> bool:
         own = [operation for operation in run.current.operations if name in operation.destinations]
         if not own:
             sat_out = sat_out or failures == 0
-        elif own[0].loaded(name):
+        elif own[0].loaded(name) or own[0].left_behind(name):
             break
         elif own[0].size is not None:
             failures += 1
@@ -260,7 +261,7 @@ def load(worker: Worker, run: Run, attempt: Attempt, operation: Operation, name:
     """Delivers one shard of a snapshot to one destination."""
     _check_current(worker, run, attempt)
     yield
-    yield from Load(worker, operation, worker.world.destinations[name], shard).run()
+    yield from Load(worker, operation, worker.world.destinations[name], shard, attempt.operations).run()
 
 
 def commit(worker: Worker, run: Run, attempt: Attempt) -> Steps:
@@ -269,7 +270,8 @@ def commit(worker: Worker, run: Run, attempt: Attempt) -> Steps:
     yield
     worker.use_session()
     obeys = worker.world.obeys
-    if obeys("all_loads") and not all(o.loaded(name) for o in attempt.operations for name in o.destinations):
+    loads = [(o, name) for o in attempt.operations for name in o.destinations]
+    if obeys("all_loads") and not all(o.loaded(name) or o.left_behind(name) for o, name in loads):
         raise TaskFailed("a load has not succeeded")
     if run.kind != "run" and (obeys("only_runs") or run.kind != "backfill"):
         return
@@ -277,6 +279,8 @@ def commit(worker: Worker, run: Run, attempt: Attempt) -> Steps:
     front = max((operation.upper for operation in window.operations), default=0)
     for operation in window.operations:
         for name in operation.destinations:
+            if operation.left_behind(name) and obeys("left_stays"):
+                continue
             _advance(worker, name, operation.upper if obeys("own_upper") else front)
     if not obeys("parked_stays"):
         for name in window.parked:

@@ -26,6 +26,10 @@ class World:
 
     def __init__(self, seed: int, without: Collection[str] = (), log: list[str] | None = None) -> None:
         self.chance = random.Random(seed)  # noqa: S311
+        # Whether the others of a run wait only so long for a slow CRM. Chances of its own: it came later, and the
+        # histories of other seeds are to stay what they were.
+        self.slow = random.Random(f"{seed} slow")  # noqa: S311
+        self.patient = self.slow.random() < 0.75
         self._without = frozenset(without)
         self._log = log
         self.now = 1

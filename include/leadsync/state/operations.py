@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -34,11 +34,24 @@ SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_boun
 """
 READ: LiteralString = f"{SELECT} WHERE sync_id = %(sync_id)s"
 
-# Up to where the newest run of a pipeline reads, whatever became of it.
+# Up to where every destination of the newest run of a pipeline reads, whatever became of it. Its operations were opened
+# in one transaction.
 NEWEST: LiteralString = """
-SELECT upper_bound FROM leadsync.sync_operation
+SELECT min(upper_bound), started_at FROM leadsync.sync_operation
  WHERE pipeline = %(pipeline)s AND kind = 'run' AND superseded_at IS NULL
- ORDER BY started_at DESC LIMIT 1
+ GROUP BY started_at ORDER BY started_at DESC LIMIT 1
+"""
+
+# Of the run of an operation: since when another destination's loads have all ended well, and up to where it reads.
+OTHERS: LiteralString = """
+SELECT extract(epoch FROM clock_timestamp() - min(done.at))::float8, max(run.upper_bound)
+  FROM leadsync.sync_operation mine
+  JOIN leadsync.sync_operation run
+    ON (run.pipeline, run.run_id, run.kind) = (mine.pipeline, mine.run_id, mine.kind) AND run.superseded_at IS NULL
+  LEFT JOIN LATERAL (SELECT max(end_at) AS at FROM leadsync.operation_log
+                      WHERE sync_id = run.sync_id AND destination_id <> %(destination)s
+                      GROUP BY destination_id HAVING count(*) FILTER (WHERE result = 1) = run.shards) done ON true
+ WHERE mine.sync_id = %(sync_id)s
 """
 
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
@@ -89,10 +102,11 @@ INSERT INTO leadsync.operation_data (operation_id, part, records)
 SELECT %(id)s, coalesce(max(part) + 1, 0), %(records)s FROM leadsync.operation_data WHERE operation_id = %(id)s
 """
 
-# By destination: how many of the operation's loads ended well, and what they add up to.
+# By destination: how many of the operation's loads ended well, how many were left behind, and what they add up to.
 ENDED: LiteralString = """
-SELECT w.destination, count(*) FILTER (WHERE l.result = 1), sum(l.rows_read)::bigint, sum(l.delivered)::bigint,
-       sum(l.unchanged)::bigint, sum(l.overtaken)::bigint, sum(l.not_routed)::bigint, sum(l.dead)::bigint
+SELECT w.destination, count(*) FILTER (WHERE l.result = 1), count(*) FILTER (WHERE l.failure = 'LeftBehind'),
+       sum(l.rows_read)::bigint, sum(l.delivered)::bigint, sum(l.unchanged)::bigint, sum(l.overtaken)::bigint,
+       sum(l.not_routed)::bigint, sum(l.dead)::bigint
   FROM leadsync.operation_log l JOIN leadsync.watermark w USING (destination_id)
  WHERE l.sync_id = %(sync_id)s
  GROUP BY w.destination
@@ -121,6 +135,14 @@ class Operation:
     committed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The other destinations of a run: one has been done for so many seconds, and none reads further than `upper`."""
+
+    waited: float
+    upper: datetime
+
+
 @dataclass(slots=True)
 class Counts:
     """What became of the leads that a load read; the sum holds when the load is done."""
@@ -135,6 +157,15 @@ class Counts:
     @property
     def ended(self) -> int:
         return self.delivered + self.unchanged + self.overtaken + self.not_routed + self.dead
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The loads of one destination (one per shard): how many ended well, how many were left behind, their counts."""
+
+    well: int = 0
+    left: int = 0
+    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass(slots=True)
@@ -183,10 +214,15 @@ def read(connection: psycopg.Connection[Any], sync_id: str) -> Operation | None:
     return Operation(*row) if row else None
 
 
-def newest_bound(connection: psycopg.Connection[Any], pipeline: str) -> datetime | None:
-    """Up to where the newest run reads; None before the first."""
-    row = connection.execute(NEWEST, {"pipeline": pipeline}).fetchone()
-    return row[0] if row else None
+def newest_run(connection: psycopg.Connection[Any], pipeline: str) -> tuple[datetime, datetime] | None:
+    """Up to where every destination of the newest run reads, and when its windows were fixed; None before the first."""
+    return connection.execute(NEWEST, {"pipeline": pipeline}).fetchone()
+
+
+def others(connection: psycopg.Connection[Any], sync_id: str, destination: int) -> Others | None:
+    """What another destination's load has to know of the run; None while no other one has ended well."""
+    row = connection.execute(OTHERS, {"sync_id": sync_id, "destination": destination}).fetchone()
+    return Others(*row) if row and row[0] is not None else None
 
 
 def take_sequence(connection: psycopg.Connection[Any]) -> int:
@@ -270,7 +306,8 @@ def end_load(connection: psycopg.Connection[Any], log: LoadLog, error: LeadsyncE
     )
 
 
-def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, tuple[int, Counts]]:
-    """By destination: how many of the operation's loads ended well (one per shard), and their counts together."""
+def ended_loads(connection: psycopg.Connection[Any], operation: Operation) -> dict[str, Ended]:
+    """By destination, what became of the operation's loads."""
     values = {"sync_id": operation.sync_id}
-    return {name: (well, Counts(*rest)) for name, well, *rest in connection.execute(ENDED, values)}
+    found = connection.execute(ENDED, values)
+    return {name: Ended(well, left, Counts(*rest)) for name, well, left, *rest in found}
