@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint test test-airflow test-rest chaos bench bench-full bench-page lock check docs new-crm screenshots
+.PHONY: help up down status clean lint lint-compose test test-airflow test-rest test-compose chaos bench bench-full bench-page lock check docs new-crm screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,11 +32,16 @@ status: ## addresses, passwords and the state of every process, as NAME=value li
 clean: ## stops everything and deletes the data (.local); .venv stays
 	@$(NOTHING) 0; }; $(BIN)/python -m demo.stack clean
 
-lint: $(STAMP) ## ruff, mypy and the import rules
+lint: $(STAMP) lint-compose ## ruff, mypy, the import rules, and docker-compose.yaml where there is docker compose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A warning, of a variable that is not set for example, is a fault too.
+lint-compose:
+	@docker compose version > /dev/null 2>&1 || { echo "docker-compose.yaml is not checked: there is no docker compose here"; exit 0; }; \
+	said=$$(docker compose --profile '*' config --quiet 2>&1) && test -z "$$said" || { echo "$$said"; exit 1; }
 
 test: $(STAMP) ## every test; needs nothing running and leaves nothing running
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-airflow test-rest
@@ -46,7 +51,10 @@ test-airflow: $(STAMP)
 	$(BIN)/pytest tests/e2e
 
 test-rest: $(STAMP)
-	$(BIN)/pytest --ignore=tests/e2e
+	$(BIN)/pytest --ignore=tests/e2e --ignore=tests/compose
+
+test-compose: $(STAMP) ## docker-compose.yaml brought up for real; LEADSYNC_COMPOSE is the compose command, else `docker compose`
+	$(BIN)/pytest tests/compose
 
 chaos: $(STAMP) ## random failures on real servers: SECONDS=600 (from FIRST=1 on), or one SEED; STACK=1: under Airflow
 	$(BIN)/python -m tests.chaos $(if $(STACK),--stack) $(if $(SEED),--seed $(SEED),--seconds $(or $(SECONDS),600) --first $(or $(FIRST),1))
