@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis
 import requests
+from tests.support.page import Page, serving
 from tests.support.receiver import Receiver
 from tests.support.simulators import Simulator
 from tests.support.world import World
@@ -568,3 +569,24 @@ def test_nothing_of_a_lead_is_kept(watch: Watch) -> None:
     for private in ("ASDAD", "zelda", "Zelda", "13800", "hook-secret"):
         assert private not in "".join(kept)
     well(watch, "dead_letters", hold)
+
+
+# On the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_what_is_wrong_to_those_who_may_see_it(watch: Watch) -> None:
+    watch.behind(20, "hubspot")
+    watch.redis_away = True
+    watch.check()
+    with serving(Page(watch.world)) as page:
+        redis_away, behind = sorted(page.get("overview")["alerts"], key=lambda each: each["destination"])
+        assert (redis_away["pipeline"], redis_away["destination"], redis_away["kind"]) == ("", "", "redis")
+        assert (behind["pipeline"], behind["destination"], behind["kind"]) == ("leads", "hubspot", "behind")
+        assert behind["text"] == "20 min behind; 20 leads wait"
+        assert page.client("stranger").get("/api/overview").status_code == 403
+        watch.world.run()
+        watch.redis_away = False
+        watch.receiver.status = 503
+        with pytest.raises(Unavailable):
+            watch.check()
+        assert page.get("overview")["alerts"] == [], "what is over is no more to be seen, told or not"
