@@ -189,7 +189,8 @@ def message(untold: Sequence[Alert], address: str, page: str) -> tuple[str, str]
 def _line(alert: Alert, address: str) -> str:
     owner, (called, remedy) = _owner(alert.name), KINDS[alert.name.kind]
     if alert.ended_at is None:
-        return f"{owner}: {alert.detail}. Since {_time(alert.started_at)}. {remedy}"
+        whose = f"{owner}: " if alert.name.pipeline else ""  # Redis is named by the text
+        return f"{whose}{alert.detail}. Since {_time(alert.started_at)}. {remedy}"
     lasted = conditions.duration((alert.ended_at - alert.started_at).total_seconds())
     span = f"from {_time(alert.started_at)} to {_time(alert.ended_at)} ({lasted})"
     if address in alert.told_start:

@@ -468,8 +468,8 @@ EVERY = {
     "held_back": ("leads: a transaction of role postgres (pid ", "held_back"),
     "prepared": ("leads: prepared transactions (1) in the lead store stop the watermark; ", "held_back"),
     "lead_store": ("leads: the lead store does not answer (connection lead_store: ", "lead_store"),
-    "redis": ("Redis: Redis does not answer (connection leadsync_redis: ConnectionError)", "redis"),
-    "redis_memory": ("Redis: Redis uses 9", "redis_memory"),
+    "redis": ("Redis does not answer (connection leadsync_redis: ConnectionError)", "redis"),
+    "redis_memory": ("Redis uses 9", "redis_memory"),
     "redis_unsafe": ("evicts keys when it is full (`maxmemory-policy allkeys-lru`)", "redis_unsafe"),
 }
 

@@ -56,8 +56,8 @@ function alerts(found) {
       h(
         "p",
         { class: "trouble" },
-        h("strong", {}, destination ? `${destination} (${pipeline})` : pipeline || "Redis"),
-        `: ${text} · ${t("Since")} `,
+        pipeline !== "" && [h("strong", {}, destination ? `${destination} (${pipeline})` : pipeline), ": "],
+        `${text} · ${t("Since")} `,
         when(since),
       ),
     ),
