@@ -190,12 +190,13 @@ def _quota(quotas: Sequence[tuple[int, int]], limit: float) -> tuple[Stands, str
 
 def duration(seconds: float) -> str:
     """For people: the two largest units."""
-    minutes, hours, days = round(seconds / 60), int(seconds // 3600), int(seconds // 86_400)
+    minutes = round(seconds / 60)
+    hours = minutes // 60
     if seconds < 90:
         return f"{seconds:.0f} s"
-    if minutes < 120:
+    if hours < 2:
         return f"{minutes} min"
-    return f"{hours} h {minutes % 60} min" if days < 2 else f"{days} d {hours % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _waiting(number: int) -> str:
