@@ -227,6 +227,28 @@ class Reconcile(_Model):
         return value
 
 
+class Alerts(_Model):
+    """When people are told; null (or false) switches one off. Redis is everybody's: the strictest limit counts."""
+
+    behind_minutes: float | None = Field(
+        15, gt=0, description="age of the oldest change that a destination has not got; not while it is parked"
+    )
+    parked: bool = Field(True, description="a destination takes no part in runs, for it keeps failing")
+    dead_letters: int | None = Field(10, ge=1, le=10_000, description="so many open ones of a destination")
+    quota_left: float | None = Field(
+        0.1, gt=0, le=0.5, description="share that is left of a limit of an hour or longer, or of what the CRM tells"
+    )
+    held_back_minutes: float | None = Field(
+        10, gt=0, description="for which an open or prepared transaction has held the watermark back"
+    )
+    unreachable: bool = Field(True, description="the lead store, or Redis, does not answer")
+    redis_memory: float | None = Field(0.8, gt=0, le=1, description="share of `maxmemory` that is used")
+    redis_unsafe: bool = Field(True, description="Redis may evict snapshots, or its last write to disk failed")
+    calm_minutes: float = Field(
+        3, ge=0, description="for which a condition has to be over, and clearly so, before its end is told"
+    )
+
+
 class Pipeline(_Model):
     """One source table and its destinations."""
 
@@ -248,6 +270,7 @@ class Pipeline(_Model):
     max_shards: int = Field(4, ge=1, le=64, description="tasks that load one destination at once, at most")
     snapshot_ttl_hours: float = Field(168, gt=0, description="hours after which a snapshot is gone in any case")
     retention: Retention = Retention()
+    alerts: Alerts = Alerts.model_validate({})
 
     @field_validator("destinations", mode="before")
     @classmethod

@@ -42,7 +42,10 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class RedisState:
-    """Bytes, keys, complete snapshots (`more`: or more), and the requests by connection."""
+    """Bytes, keys, complete snapshots (`more`: or more), and the requests by connection.
+
+    `writes`: whether its last write to disk went well, as far as it tells.
+    """
 
     used_memory: int
     max_memory: int
@@ -52,6 +55,7 @@ class RedisState:
     eviction: str | None
     append_only: bool
     saves: bool
+    writes: bool
     requests: Mapping[str, Requests]
 
 
@@ -74,6 +78,7 @@ def ask(client: redis.Redis, pipelines: Sequence[Pipeline], endpoint: Callable[[
         eviction=told.get("maxmemory_policy"),
         append_only=bool(told.get("aof_enabled")),
         saves=bool(told.get("rdb_last_save_time")) and _saves(client),
+        writes="err" not in (told.get("rdb_last_bgsave_status"), told.get("aof_last_write_status")),
         requests=requests,
     )
 

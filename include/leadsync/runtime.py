@@ -18,6 +18,7 @@ import redis
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.providers.redis.hooks.redis import RedisHook
 from airflow.sdk import BaseHook, CronDataIntervalTimetable, Param, RetryPolicy, Variable
+from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
@@ -45,6 +46,7 @@ from leadsync.windows import BEGINNING
 
 STATE = "leadsync_db"
 REDIS = "leadsync_redis"
+ALERTS = "leadsync_alerts"
 # The pipeline files.
 PIPELINES = Path(os.environ.get("LEADSYNC_PIPELINES") or Path(__file__).parents[1] / "pipelines")
 KEY_VARIABLE = "leadsync_encryption_key"
@@ -376,3 +378,16 @@ def sealer() -> Sealer:
 def metrics_token() -> str:
     """What Prometheus shows when it scrapes, from the environment or Airflow's variable; empty: there is none."""
     return os.environ.get("LEADSYNC_METRICS_TOKEN") or str(Variable.get(TOKEN_VARIABLE, default=""))
+
+
+def alert_addresses() -> str:
+    """Where alerts go, as the connection's password has them; empty where there is none."""
+    try:
+        return str(BaseHook.get_connection(ALERTS).password or "")
+    except AirflowNotFoundException:
+        return ""
+
+
+def page_address() -> str:
+    """Of the page in Airflow's UI; only its path where Airflow does not know its own address."""
+    return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/plugin/leadsync"

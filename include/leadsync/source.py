@@ -40,7 +40,10 @@ SELECT xact_start, pid, usename
 """
 
 # A prepared transaction is in no process list and its start can't be seen.
-PREPARED: LiteralString = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()"
+PREPARED: LiteralString = """
+SELECT count(*), coalesce(extract(epoch FROM now() - min(prepared)), 0)::float8
+  FROM pg_prepared_xacts WHERE database = current_database()
+"""
 
 # Without these rights xact_start of other roles is silently NULL.
 MAY_SEE_TRANSACTIONS: LiteralString = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')"
@@ -71,13 +74,17 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Up to where it is safe to read, and what holds it back: seconds behind the clock, process and role."""
+    """Up to where it is safe to read, and what holds it back: seconds behind the clock, process and role.
+
+    `prepared` transactions are open, the oldest for `prepared_seconds`.
+    """
 
     upper: datetime
     held_back: float = 0.0
     pid: int | None = None
     role: str | None = None
     prepared: int = 0
+    prepared_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +154,13 @@ class LeadStore:
             return Bound(self._floor(clock - timedelta(seconds=source.lag)))
         # The list is read before and after the prepared ones: PREPARE moves a transaction from one to the other.
         first = self._oldest_writer()
-        prepared: int = self._one(PREPARED)
+        prepared = self._connection.execute(PREPARED).fetchone() or (0, 0.0)
         second = self._oldest_writer()
         upper = clock - MARGIN
         writer = min((w for w in (first, second) if w), key=lambda w: w[0], default=None)
         if writer is None or writer[0] >= upper:
-            return Bound(self._floor(upper), prepared=prepared)
-        return Bound(self._floor(writer[0]), (clock - writer[0]).total_seconds(), writer[1], writer[2], prepared)
+            return Bound(self._floor(upper), 0.0, None, None, *prepared)
+        return Bound(self._floor(writer[0]), (clock - writer[0]).total_seconds(), writer[1], writer[2], *prepared)
 
     def stream(self, window: Window) -> Generator[Buffer, None, None]:
         """The rows of a window as COPY text, a row an item, ordered by watermark and key; constant memory.

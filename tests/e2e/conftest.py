@@ -18,11 +18,17 @@ import yaml
 from demo.stack import ports
 from demo.stack.stack import Stack
 from leadsync.config import load_pipeline
+from tests.support.receiver import Receiver
 from tests.support.simulators import Simulator
 from tests.support.world import assert_in_step
 
 ROOT = Path(__file__).parents[2]
 ENDED = {"success", "failed"}
+# The checks of the schedule find nothing: an alert is when its test says so.
+NO_ALERTS = {
+    "behind_minutes": None, "parked": False, "dead_letters": None, "quota_left": None, "held_back_minutes": None,
+    "unreachable": False, "redis_memory": None, "redis_unsafe": False,
+}  # fmt: skip
 
 
 def wrong_connections(base: int) -> dict[str, str]:
@@ -38,8 +44,9 @@ def wrong_connections(base: int) -> dict[str, str]:
 class Airflow:
     """A running stack, as a person at the UI sees it: everything goes through the public REST API."""
 
-    def __init__(self, stack: Stack, pipelines: Path) -> None:
+    def __init__(self, stack: Stack, pipelines: Path, receiver: Receiver) -> None:
         self.stack = stack
+        self.receiver = receiver
         self.pipelines = pipelines
         self.dag = "leads_sync"
         self.pipeline = load_pipeline(pipelines / "leads.yaml")
@@ -154,10 +161,13 @@ def airflow() -> Iterator[Airflow]:
         pipelines.mkdir()
         shipped = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
         shipped["schedule"] = {"cron": None, "watch": None}  # a run is when the test says so
+        shipped["alerts"] = NO_ALERTS
         shipped["shard_rows"] = 6000  # and chunks of the snapshot are a megabyte each
         for target in shipped["destinations"].values():
             target["settings"] = {"read_timeout": 2, "connect_timeout": 0.5, "requests_per_second": 1000}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
+        receiver = Receiver()
+        alerts = {"AIRFLOW_CONN_LEADSYNC_ALERTS": json.dumps({"conn_type": "generic", "password": receiver.url})}
         base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
         stack = Stack(
             Path(folder) / "state",
@@ -165,12 +175,13 @@ def airflow() -> Iterator[Airflow]:
             ROOT,
             generator=False,
             dag="leads_sync",
-            environment={"LEADSYNC_PIPELINES": str(pipelines), **wrong_connections(base)},
+            environment={"LEADSYNC_PIPELINES": str(pipelines), **wrong_connections(base), **alerts},
         )
         try:
             stack.up()
-            airflow = Airflow(stack, pipelines)
+            airflow = Airflow(stack, pipelines, receiver)
             yield airflow
             airflow.hive.close()
         finally:
             stack.clean()
+            receiver.close()

@@ -68,6 +68,10 @@ def test_the_shipped_pipeline_is_right() -> None:
             r"destinations.hubspot: `crm_owned` names 'fax', which is no field; fields: email, firstname",
         ),
         ("schedule:", "reconcile:\n  cron: nightly\nschedule:", r"reconcile.cron: 'nightly' is no cron expression"),
+        ("schedule:", "alerts:\n  quota_left: 90\nschedule:", r"alerts.quota_left: Input should be less than or equal"),
+        ("schedule:", "alerts:\n  dead_letters: 0\nschedule:", r"alerts.dead_letters: Input should be greater than"),
+        ("schedule:", "alerts:\n  parked: null\nschedule:", r"alerts.parked: Input should be a valid boolean"),
+        ("schedule:", "alerts:\n  parkd: true\nschedule:", r"leads.yaml:\d+: alerts.parkd: Extra inputs"),
         (
             "schedule:",
             "reconcile:\n  sample: 2\nschedule:",
@@ -136,3 +140,13 @@ def test_a_pipeline_is_reconciled_every_night_unless_it_says_otherwise(tmp_path:
 def test_the_files_name_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the file's name is the pipeline's"):
         read(tmp_path, GOOD, "My Leads.yaml")
+
+
+def test_each_alert_has_a_limit_and_can_be_switched_off(tmp_path: Path) -> None:
+    alerts = read(tmp_path, GOOD).alerts
+    assert (alerts.behind_minutes, alerts.dead_letters, alerts.quota_left, alerts.redis_memory) == (15, 10, 0.1, 0.8)
+    off = ["behind_minutes", "dead_letters", "quota_left", "held_back_minutes", "redis_memory"]
+    text = "\n".join(f"  {name}: null" for name in off)
+    switches = "\n".join(f"  {name}: false" for name in ("parked", "unreachable", "redis_unsafe"))
+    alerts = read(tmp_path, f"{GOOD}\nalerts:\n{text}\n{switches}\n").alerts
+    assert {value for name, value in alerts if name != "calm_minutes"} == {None, False}

@@ -26,6 +26,7 @@ DESTINATION_LOCKS = 7_301_401
 PIPELINE_LOCKS = 7_301_402
 RECONCILE_LOCKS = 7_301_403
 SHARD_LOCKS = 7_301_404
+ALERT_LOCK = 7_301_405
 MOST_SHARDS = 64
 # A sender relies at most this long on the last time that the lock was seen to be its own.
 CHECK_SECONDS = 4.0
@@ -275,6 +276,15 @@ def reconcile_lock(
     """The lock that keeps two reconciliations of one destination apart: each would take the other's quota and place."""
     holder = "another reconciliation of this destination"
     with _lock(connection, RECONCILE_LOCKS, destination, patience, holder, sleep):
+        yield
+
+
+@contextmanager
+def alert_lock(
+    connection: psycopg.Connection[Any], *, patience: float = 300.0, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[None]:
+    """The lock that keeps two checks for alerts apart: each would send the same message."""
+    with _lock(connection, ALERT_LOCK, 0, patience, "another check for alerts", sleep):
         yield
 
 

@@ -15,6 +15,7 @@ from leadsync.config import Destination, Pipeline
 from leadsync.figures import Facts, SourceState, Target
 from leadsync.metering import RECENT_MINUTES, Reading
 from leadsync.redis_state import RedisState
+from leadsync.state import alerts
 from leadsync.state.fence import DESTINATION_LOCKS
 from leadsync.ui.access import Asks, Backend, Connection, User, Uses, database, visible
 from leadsync.ui.probes import Probe, Seen
@@ -117,11 +118,12 @@ def _day_probe(request: Request) -> Probe[Day]:
 
 @router.get("/overview")
 def overview(request: Request, backend: Uses, watching: Watching, user: Asks) -> dict[str, Any]:
-    """All pipelines that the user may see, each with its destinations; what is running; Redis."""
+    """All pipelines that the user may see, each with its destinations; what is wrong; what is running; Redis."""
     with database(backend) as state:
         targets = visible(state, user)
         facts = figures.facts(state, list(targets))
         running = _running(state, targets)
+        wrong = _alerts(state, user)
     day = _day_probe(request).look(partial(_day, backend)).value
     store, counters = watching.redis(), watching.counters().value or {}
     shown = []
@@ -131,8 +133,8 @@ def overview(request: Request, backend: Uses, watching: Watching, user: Asks) ->
             source = watching.store(pipeline, known)
             about = _About(facts, running, day, source.value, store.value, counters)
             shown.append(_pipeline(pipeline, known, source, about, user))
-    return {"now": datetime.now(UTC), "user": user.name, "pipelines": shown, "running": running,
-            "redis": _redis(store)}  # fmt: skip
+    return {"now": datetime.now(UTC), "user": user.name, "alerts": wrong, "pipelines": shown,
+            "running": running, "redis": _redis(store)}  # fmt: skip
 
 
 def _day(backend: Backend) -> Day:
@@ -143,6 +145,15 @@ def _day(backend: Backend) -> Day:
                 spark = sparks.setdefault(number, [0.0] * BUCKETS)
                 spark[BUCKETS - 1 - ago] = round(delivered / BUCKET_MINUTES, 2)
         return Day(sparks, {number: rest for number, *rest in state.execute(RATES)})
+
+
+def _alerts(state: Connection, user: User) -> list[dict[str, Any]]:
+    """What people have been alerted of and is not over; of all pipelines together where `pipeline` is empty."""
+    return [
+        {**alert.name._asdict(), "since": alert.started_at, "text": alert.detail}
+        for alert in alerts.read(state)
+        if alert.ended_at is None and (not alert.name.pipeline or user.sees(alert.name.pipeline))
+    ]
 
 
 def _running(state: Connection, targets: Mapping[int, Target]) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ export const CHINESE = {
   Acknowledged: "确认", operation: "同步操作", Acknowledge: "确认", "Acknowledge line {id}": "确认第 {id} 条",
   "Acknowledge a line": "确认记录", "Note (kept with your name)": "备注（将与您的名字一起保存）",
   Newest: "最新", Older: "更早",
+  Alerts: "告警", Since: "始于", alert: "告警", alert_over: "告警结束",
   dead_letter: "死信", held_back: "水位受阻", snapshot: "快照", unparked: "已恢复", revealed: "已查看内容", ignored: "已忽略",
   mended: "已修复", erased: "已擦除", passed_over: "已跳过", redis: "Redis",
 };

@@ -21,6 +21,7 @@ export async function content(parameters, { signal }) {
   const cards = told.pipelines.flatMap((pipeline) => pipeline.destinations);
   return [
     summary(cards),
+    alerts(told.alerts),
     running(told.running),
     told.pipelines.map((pipeline) => [
       h("h2", {}, pipeline.name),
@@ -42,6 +43,25 @@ function summary(cards) {
         names: troubled.map((card) => `${card.name} (${t(STATES[card.state][1])})`).join(", "),
       });
   return cards.length > 0 && h("p", { class: `summary ${good ? "good" : "warn"}` }, text);
+}
+
+/** What people have been told of: it stands until it is over. */
+function alerts(found) {
+  if (found.length === 0) return null;
+  return h(
+    "section",
+    { class: "panel", "aria-label": t("Alerts") },
+    h("h2", {}, t("Alerts")),
+    found.map(({ pipeline, destination, text, since }) =>
+      h(
+        "p",
+        { class: "trouble" },
+        pipeline !== "" && [h("strong", {}, destination ? `${destination} (${pipeline})` : pipeline), ": "],
+        `${text} · ${t("Since")} `,
+        when(since),
+      ),
+    ),
+  );
 }
 
 function running(runs) {
