@@ -94,7 +94,7 @@ bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows an
 check: $(STAMP) ## reads the pipeline files and says what is wrong
 	$(BIN)/python -m leadsync check
 
-docs: $(STAMP) ## writes the documentation page of each CRM from its adapter
+docs: $(STAMP) ## writes the pages that come from the code: each CRM's, and the configuration's
 	@$(BIN)/python -m leadsync docs
 
 new-crm: $(STAMP) ## writes adapter, simulator and test of a new CRM, to be changed: NAME=acme
