@@ -97,7 +97,7 @@ check: $(STAMP) ## reads the pipeline files and says what is wrong
 
 docs: $(STAMP) $(DOCS)/.installed ## writes the pages that come from the code, and builds the site of docs into site/
 	@$(BIN)/python -m leadsync docs
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean
 
 # Apart from what Leadsync runs on: the two share nothing.
 $(DOCS)/.installed: requirements-docs.txt | $(STAMP)

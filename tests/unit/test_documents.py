@@ -54,6 +54,17 @@ def test_every_link_leads_somewhere(document: Path) -> None:
     assert wrong == []
 
 
+def test_the_site_holds_every_page_and_no_page_leads_out_of_it() -> None:
+    """As `make docs` sees it, which needs more than the tests have."""
+    folder = ROOT / "docs"
+    listed = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {str(path.relative_to(folder)) for path in folder.glob("**/*.md")}
+    for page in folder.glob("**/*.md"):
+        links = [link.partition("#")[0] for link in LINK.findall(prose(page)) if not re.match(r"https?:", link)]
+        outside = [link for link in links if not (page.parent / link).resolve().is_relative_to(folder)]
+        assert outside == [], page.name
+
+
 @documents
 def test_every_target_of_make_is_there(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
