@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from leadsync import alerts
 from leadsync.config import load_pipeline
 from leadsync.crm import registry
 
@@ -124,6 +125,12 @@ def test_every_alert_has_its_place_in_the_documents() -> None:
     (group,) = yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yaml").read_text())["groups"]
     told = re.findall(r"^\| `(Leadsync\w+)` \|", (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE)
     assert told == [rule["alert"] for rule in group["rules"]]
+
+
+def test_every_kind_of_message_has_its_place_in_the_documents() -> None:
+    told = (ROOT / "docs" / "operating.md").read_text().partition("Its kinds:")[2].partition("###")[0]
+    kinds = [kind for row in re.findall(r"^\| (`.+?) \|", told, re.MULTILINE) for kind in re.findall(r"`(\w+)`", row)]
+    assert kinds == list(alerts.KINDS)
 
 
 def test_both_languages_tell_the_same() -> None:
