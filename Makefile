@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := .venv-docs
 export PYTHONPATH := include
 
 .PHONY: help up down status clean lint lint-compose test test-airflow test-rest test-compose chaos bench bench-full bench-page lock check docs new-crm screenshots
@@ -94,8 +95,15 @@ bench-page: $(STAMP) ## how fast the page answers over 10,000,000 ledger rows an
 check: $(STAMP) ## reads the pipeline files and says what is wrong
 	$(BIN)/python -m leadsync check
 
-docs: $(STAMP) ## writes the documentation page of each CRM from its adapter
+docs: $(STAMP) $(DOCS)/.installed ## writes the pages that come from the code, and builds the site of docs into site/
 	@$(BIN)/python -m leadsync docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean
+
+# Apart from what Leadsync runs on: the two share nothing.
+$(DOCS)/.installed: requirements-docs.txt | $(STAMP)
+	@$(BIN)/python -m venv $(DOCS)
+	@$(DOCS)/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
 
 new-crm: $(STAMP) ## writes adapter, simulator and test of a new CRM, to be changed: NAME=acme
 	@$(BIN)/python -m leadsync new-crm '$(NAME)'
@@ -103,5 +111,6 @@ new-crm: $(STAMP) ## writes adapter, simulator and test of a new CRM, to be chan
 screenshots: $(STAMP) ## makes the pictures of the page in docs/page anew (needs chromium)
 	LEADSYNC_SCREENSHOTS=docs/page $(BIN)/pytest tests/e2e/test_page.py -k "every_view or language"
 
-lock: ## compiles requirements.in into requirements.txt, fully pinned
+lock: ## compiles requirements.in and requirements-docs.in into their .txt, fully pinned
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 requirements-docs.in -o requirements-docs.txt

@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 import psycopg
 
-from leadsync import operation_log
+from leadsync import operation_log, reference
 from leadsync.config import load_pipelines
 from leadsync.crm import pages, registry, scaffold
 from leadsync.errors import LeadsyncError
@@ -21,7 +21,7 @@ from leadsync.state import schema
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "crm"
+DOCS = ROOT / "docs"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     erase.add_argument("pipeline", help="the pipeline whose leads they are")
     erase.add_argument("external_id", nargs="+", help="such as ASDAD:12345")
     erase.set_defaults(run=_erase)
-    docs = commands.add_parser("docs", help="write the documentation page of each adapter from its class")
+    docs = commands.add_parser(
+        "docs", help="write the pages that the code makes: the configuration's, and each adapter's"
+    )
     docs.add_argument("--folder", type=Path, default=DOCS, help="default: %(default)s")
     docs.set_defaults(run=_docs)
     new = commands.add_parser("new-crm", help="write adapter, simulator and test of a new CRM, to be changed")
@@ -99,7 +101,7 @@ def _erase(arguments: argparse.Namespace) -> None:
 
 
 def _docs(arguments: argparse.Namespace) -> None:
-    for path in pages.write(arguments.folder):
+    for path in [*pages.write(arguments.folder / "crm"), reference.write(arguments.folder / "configuration.md")]:
         print(path)
 
 

@@ -38,11 +38,11 @@ class _Model(BaseModel):
 class FieldMapping(_Model):
     """Where the value of one CRM field comes from: a column (or a path inside a JSON column) or a constant."""
 
-    column: str | None = None
+    column: str | None = Field(None, description="that the value is read from; `phone: mobile` is short for this alone")
     path: str | None = Field(None, description="dotted path inside a json or jsonb column, such as utm.source")
-    constant: Scalar = None
+    constant: Scalar = Field(None, description="in place of `column`: the same for every lead")
     default: Scalar = Field(None, description="used where the column is NULL or empty")
-    transform: tuple[TRANSFORMS, ...] = ()
+    transform: tuple[TRANSFORMS, ...] = Field((), description="one, or a list that is gone through in order")
     max_length: int | None = Field(None, gt=0, description="longer texts are cut")
     required: bool = Field(False, description="a lead without a value becomes a dead letter")
 
@@ -63,18 +63,27 @@ class FieldMapping(_Model):
 class Source(_Model):
     """The lead store: its Airflow connection, table and columns."""
 
-    connection: str = "lead_store"
-    table: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?$")
+    connection: str = Field("lead_store", description="id of the Airflow connection")
+    table: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?$",
+        description="with its schema where the search path does not lead there",
+    )
     key: tuple[str, ...] = Field(min_length=1, description="columns of a unique key; together the external id")
     watermark: str = Field(description="column that grows with every change")
-    watermark_kind: Literal["timestamptz", "timestamp", "epoch_s", "epoch_ms"] = "timestamptz"
+    watermark_kind: Literal["timestamptz", "timestamp", "epoch_s", "epoch_ms"] = Field(
+        "timestamptz", description="its type; the last two are whole numbers of seconds or milliseconds since 1970"
+    )
     timezone: str = Field("UTC", description="in which a `timestamp` without zone is written")
     deleted: str | None = Field(None, description="soft-delete column: true, or a number other than 0")
     columns: tuple[str, ...] = Field(min_length=1, description="all columns that are read")
     lookup: tuple[str, ...] = Field(
         (), description="columns by which the page finds a lead, such as phone and e-mail; give each an index"
     )
-    bound: Literal["transactions", "lag"] = "transactions"
+    bound: Literal["transactions", "lag"] = Field(
+        "transactions",
+        description="up to where it is safe to read: to the oldest open transaction, or `lag` seconds behind the clock "
+        "(replicas, and stores whose application stamps the time)",
+    )
     lag: float = Field(0.0, ge=0, description="seconds behind the source's clock, with `bound: lag`")
     lookback: float = Field(0.0, ge=0, description="seconds that every window reaches back, with `bound: lag`")
     ignore_roles: tuple[str, ...] = Field((), description="roles that surely never write the table")
@@ -102,9 +111,12 @@ class Source(_Model):
 class Delete(_Model):
     """What a soft delete in the lead store does in the CRM."""
 
-    mode: Literal["delete", "archive", "field"] = "delete"
-    field: str | None = None
-    value: Scalar = None
+    mode: Literal["delete", "archive", "field"] = Field(
+        "delete",
+        description="which of them an adapter knows is on its page; `on_delete: archive` is short for this alone",
+    )
+    field: str | None = Field(None, description="with `mode: field`: the CRM's field that marks a deleted lead")
+    value: Scalar = Field(None, description="with `mode: field`: what is written there")
 
     @model_validator(mode="after")
     def _field_is_named(self) -> Delete:
@@ -117,21 +129,23 @@ class Destination(_Model):
     """One configured CRM target."""
 
     name: str = ""
-    adapter: str
-    connection: str = ""
-    object: str
-    external_id_field: str
-    fields: dict[str, FieldMapping] = Field(min_length=1)
+    adapter: str = Field(description="kind of CRM: a name from the README's table")
+    connection: str = Field("", description="id of the Airflow connection; empty: `crm_` and the destination's name")
+    object: str = Field(description="of the CRM, such as contacts or Lead")
+    external_id_field: str = Field(description="field of the CRM, unique there, that holds the lead's key")
+    fields: dict[str, FieldMapping] = Field(min_length=1, description="field of the CRM → where its value comes from")
     route: dict[str, tuple[Scalar, ...]] = Field(
         default_factory=dict, description="column → values; a lead is routed here when every column matches"
     )
-    on_delete: Delete = Delete()
-    start: Literal["beginning", "now"] | AwareDatetime = "beginning"
+    on_delete: Delete = Delete.model_validate({})
+    start: Literal["beginning", "now"] | AwareDatetime = Field(
+        "beginning", description="from which changes on a new destination is filled"
+    )
     in_flight: int = Field(8, ge=1, le=64, description="requests under way at once")
     max_rejected: float = Field(0.5, gt=0, le=1, description="above this share of rejected leads a load fails")
     park_after: int = Field(3, ge=1, description="failed runs in a row after which it takes no part until it is well")
     max_rejected_floor: int = Field(20, ge=1, description="so many rejected leads are needed for that")
-    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the adapter: see its page")
     record_url: str | None = Field(
         None,
         pattern=r"^(https?://[^{}\s]+|\{url\})[^{}\s]*\{id\}[^{}\s]*$",
@@ -183,7 +197,10 @@ class Schedule(_Model):
         "* * * * *",
         description="as Airflow reads it: tries again what failed, and Airflow's own backfills; null: never",
     )
-    start: AwareDatetime = datetime(2026, 1, 1, tzinfo=UTC)
+    start: AwareDatetime = Field(
+        datetime(2026, 1, 1, tzinfo=UTC),
+        description="no scheduled run, and none of a backfill of Airflow's, lies before it",
+    )
 
 
 class Retention(_Model):
@@ -256,7 +273,9 @@ class Pipeline(_Model):
     source: Source
     schedule: Schedule = Schedule.model_validate({})
     reconcile: Reconcile = Reconcile.model_validate({})
-    destinations: Annotated[tuple[Destination, ...], Field(min_length=1)]
+    destinations: Annotated[
+        tuple[Destination, ...], Field(min_length=1, description="the CRMs, each under the name that it is known by")
+    ]
     patience: float | None = Field(
         10,
         ge=0,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from leadsync.crm import pages, registry, scaffold
+from leadsync.fields import nested
 from tests.contract.suite import AdapterSuite
 from tests.contract.suite.case import Case
 
@@ -44,6 +45,6 @@ def test_nothing_that_the_template_wants_changed_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.adapter_names())
 def test_every_setting_is_explained(name: str) -> None:
-    models = pages.settings(registry.adapter_class(name))
+    models = nested(registry.adapter_class(name).settings_model)
     fields = [(model, setting, field) for model in models for setting, field in model.model_fields.items()]
     assert [(model, setting) for model, setting, field in fields if not field.description] == []

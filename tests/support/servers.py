@@ -126,6 +126,14 @@ def running_postgres(**settings: str) -> Iterator[str]:
         server.remove()
 
 
+def backup_tool(program: str, state: psycopg.Connection, *arguments: str) -> None:
+    """Runs pg_dump or pg_restore on the database of a connection. Raises CalledProcessError when it fails."""
+    info = state.info
+    environment = {"PGHOST": info.host, "PGPORT": str(info.port), "PGUSER": info.user, "PGPASSWORD": info.password}
+    command = [_postgres_installation() / "bin" / program, f"--dbname={info.dbname}", *arguments]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+
+
 @contextmanager
 def running_valkey() -> Iterator[redis.Redis]:
     """Yields a client of an empty server."""

@@ -6,14 +6,11 @@ import inspect
 import sys
 from pathlib import Path
 from textwrap import indent
-from typing import get_args
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from leadsync.budget import Limit
 from leadsync.crm.base import CRMAdapter
 from leadsync.crm.registry import adapter_class, adapter_names
+from leadsync.fields import default, nested
 
 SPANS = {1: "a second", 60: "a minute", 3600: "an hour", 86_400: "24 hours"}
 INTRODUCTION = "Made by `make docs` from `include/leadsync/crm/{name}.py`."
@@ -42,28 +39,14 @@ def page(adapter: type[CRMAdapter]) -> str:
         "",
         "## Settings",
     ]
-    for model, places in settings(adapter).items():
+    for model, places in nested(adapter.settings_model).items():
         if places:
             lines += ["", f"### {', '.join(f'`{place}`' for place in places)}"]
         lines += ["| setting | default | meaning |", "| --- | --- | --- |"]
         lines += [
-            f"| `{name}` | {_default(field)} | {field.description or ''} |"
-            for name, field in model.model_fields.items()
+            f"| `{name}` | {default(field)} | {field.description or ''} |" for name, field in model.model_fields.items()
         ]
     return "\n".join(lines) + "\n"
-
-
-def settings(adapter: type[CRMAdapter]) -> dict[type[BaseModel], list[str]]:
-    """Every model of the adapter's settings, with the settings that are written by it; none for the outermost."""
-    found: dict[type[BaseModel], list[str]] = {adapter.settings_model: []}
-    queue: list[tuple[str, type[BaseModel]]] = [("", adapter.settings_model)]
-    for prefix, model in queue:
-        for name, field in model.model_fields.items():
-            for kind in (field.annotation, *get_args(field.annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    found.setdefault(kind, []).append(f"{prefix}{name}")
-                    queue.append((f"{prefix}{name}.", kind))
-    return found
 
 
 def write(folder: Path) -> list[Path]:
@@ -75,15 +58,6 @@ def write(folder: Path) -> list[Path]:
         path.write_text(page(adapter_class(name)), encoding="utf-8")
         written.append(path)
     return written
-
-
-def _default(field: FieldInfo) -> str:
-    default = field.default
-    if field.is_required():
-        return "required"
-    if field.default_factory or default in (None, "", (), frozenset(), {}):
-        return ""
-    return f"`{', '.join(map(str, default)) if isinstance(default, tuple) else default}`"
 
 
 def _limit(limit: Limit) -> str:
