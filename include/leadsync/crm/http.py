@@ -22,6 +22,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded, Unavailable
+from leadsync.transport import OPT_OUT, may_be_plain
 
 if TYPE_CHECKING:
     import requests
@@ -340,6 +341,12 @@ class HTTPClient:
         from requests.utils import select_proxy
         from urllib3 import Timeout
 
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not may_be_plain(parts.hostname):
+            raise AccessError(
+                f"{self._who}: leads and credentials would go to {parts.hostname} in the clear: give an address that "
+                f"begins with https://, {OPT_OUT}"
+            )
         session = self._session
         request = requests.Request("GET", url).prepare()
         found = session.merge_environment_settings(url, {}, None, None, None)
