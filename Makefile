@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := .venv-docs
+AUDIT := .venv-audit
+AUDIT_STAMP := $(AUDIT)/.installed
 export PYTHONPATH := include
 
-.PHONY: help up down status clean lint lint-compose test test-airflow test-rest test-compose chaos bench bench-full bench-page lock check docs new-crm screenshots
+.PHONY: help up down status clean lint lint-compose test test-airflow test-rest test-compose chaos bench bench-full bench-page lock check docs audit sbom secrets new-crm screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -110,6 +112,23 @@ new-crm: $(STAMP) ## writes adapter, simulator and test of a new CRM, to be chan
 
 screenshots: $(STAMP) ## makes the pictures of the page in docs/page anew (needs chromium)
 	LEADSYNC_SCREENSHOTS=docs/page $(BIN)/pytest tests/e2e/test_page.py -k "every_view or language"
+
+$(AUDIT_STAMP): requirements-audit.txt
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check -r requirements-audit.txt
+	@touch $@
+
+# Strict: a package that the index does not tell about counts as a failure, or else nothing audited would pass for all well.
+audit: $(AUDIT_STAMP) ## known vulnerabilities of what requirements.txt pins; asks the package index
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r requirements.txt || \
+	{ echo "Not passed. \"Dependency not found on PyPI\" or a connection error mean that no index with such data can be reached: nothing was audited."; exit 1; }
+
+sbom: $(AUDIT_STAMP) ## writes sbom.json, the bill of materials of requirements.txt (CycloneDX)
+	$(AUDIT)/bin/cyclonedx-py requirements requirements.txt --output-reproducible -o sbom.json
+
+# What is in the baseline are throw-away values of tests and demo. To add one: `detect-secrets scan --baseline .secrets.baseline`.
+secrets: $(AUDIT_STAMP) ## looks for secrets in FILES (default: all that git knows); needs no network
+	@git ls-files -z $(FILES) | xargs -0 $(AUDIT)/bin/detect-secrets-hook --no-verify --baseline .secrets.baseline
 
 lock: ## compiles requirements.in and requirements-docs.in into their .txt, fully pinned
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in -o requirements.txt

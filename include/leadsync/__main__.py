@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 import psycopg
 
-from leadsync import operation_log, reference
+from leadsync import operation_log, reference, transport
 from leadsync.config import load_pipelines
 from leadsync.crm import pages, registry, scaffold
 from leadsync.errors import LeadsyncError
@@ -114,6 +114,7 @@ def _new_crm(arguments: argparse.Namespace) -> None:
 def _dsn(arguments: argparse.Namespace) -> str:
     if not arguments.dsn:
         raise LeadsyncError("which database? set LEADSYNC_DB_DSN or give --dsn postgresql://…")
+    transport.check_dsn(arguments.dsn)
     return str(arguments.dsn)
 
 

@@ -340,8 +340,10 @@ def load_pipeline(path: Path) -> Pipeline:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path.name}: can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that there is not
         raise ConfigError(f"{path.name}: not valid YAML: {error}") from None
+    except (RecursionError, AttributeError):  # AttributeError: PyYAML's for a text that is tagged as a time and is none
+        raise ConfigError(f"{path.name}: not valid YAML: nested too deeply, or a wrong `!!timestamp`") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path.name}: expected a mapping with `source` and `destinations`")
     try:
@@ -371,13 +373,13 @@ def _locate(node: yaml.Node | None, keys: list[str | int]) -> tuple[int, list[st
             pairs = list(node.value)
             # Destinations are written as a mapping by name and validated as a list.
             found = [p for p in pairs if p[0].value == key] or (
-                [pairs[key]] if isinstance(key, int) and key < len(pairs) else []
+                [pairs[key]] if isinstance(key, int) and 0 <= key < len(pairs) else []
             )
             if found:
                 names.append(str(found[0][0].value))
                 line, node = found[0][0].start_mark.line + 1, found[0][1]
                 continue
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and 0 <= key < len(node.value):
             names.append(str(key))
             node = node.value[key]
             line = node.start_mark.line + 1

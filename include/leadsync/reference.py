@@ -69,6 +69,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "newest first, separated by commas; or the Airflow variable `leadsync_encryption_key`",
     "LEADSYNC_METRICS_TOKEN": "what Prometheus has to show at `/leadsync/metrics`; or the Airflow variable "
     "`leadsync_metrics_token`",
+    "LEADSYNC_PLAINTEXT_HOSTS": "hosts of a private network that may be reached without TLS, separated by commas; "
+    "without it none but this machine's own",
     "LEADSYNC_PIPELINES": "folder of the pipeline files; `include/pipelines` without it",
     "LEADSYNC_DB_DSN": "Leadsync's database for the command line (`migrate`, `operation`), as postgresql://…; "
     "tasks use the connection `leadsync_db`",

@@ -22,7 +22,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.retry_policy import RetryDecision
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
-from leadsync import operations
+from leadsync import operations, transport
 from leadsync.budget import Budget, Lane
 from leadsync.clients import Clients
 from leadsync.config import Destination, Pipeline, Source, load_pipeline
@@ -307,7 +307,8 @@ def _connection(conn_id: str) -> Any:
 @contextmanager
 def database(conn_id: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection in autocommit. Raises ConfigError or Unavailable when there is none to be had."""
-    _connection(conn_id)
+    found = _connection(conn_id)
+    transport.check_postgres(f"connection {conn_id}", found.host, found.extra_dejson.get("sslmode"))
     hook = PostgresHook(conn_id, options=f"-c application_name={APPLICATION_NAME} -c timezone=UTC")
     try:
         connection: Any = hook.get_conn()
@@ -325,6 +326,10 @@ def _connect_error(conn_id: str, error: psycopg.OperationalError) -> LeadsyncErr
         ("no password supplied", "it has no password"),
         ("does not exist", "the database or role that it names does not exist"),
         ("pg_hba.conf", "the server does not let this host in"),
+        ("does not match host name", "the server's certificate is of another host"),
+        ("certificate verify failed", "the authority of the server's certificate is not the one in `sslrootcert`"),
+        ("root certificate file", "`sslrootcert` names no file that can be read"),
+        ("does not support SSL", "the server speaks no TLS"),
     ):
         if sign in text:
             return ConfigError(f"connection {conn_id}: {remedy}; mend the connection, then clear this task")
@@ -361,7 +366,8 @@ def clients(pipeline: Pipeline, lane: Lane = Lane.BULK, again: str = AGAIN) -> I
 @contextmanager
 def redis_client() -> Iterator[redis.Redis]:
     """Connects at the first command."""
-    _connection(REDIS)
+    found = _connection(REDIS)
+    transport.check_redis(f"connection {REDIS}", found.host, found.extra_dejson)
     hook: Any = RedisHook(REDIS)
     client: redis.Redis = hook.get_conn()
     try:

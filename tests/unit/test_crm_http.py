@@ -166,6 +166,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     tomorrow = after(formatdate(time.time() + 86_400, usegmt=True))
     assert tomorrow is not None
     assert 80_000 < tomorrow <= 86_400
+    assert after("9" * 400) == after("Fri, 31 Dec 9999 23:59:59 GMT") == 7 * 86_400
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1e3", "nan", "Tue, 24 Nov 2026 01:48:43"])
@@ -210,7 +211,7 @@ def test_a_refused_connection_sent_nothing() -> None:
 
 
 def test_a_name_that_does_not_exist_sent_nothing() -> None:
-    client = Client("http://no-such-host.invalid")
+    client = Client("https://no-such-host.invalid")
     with pytest.raises(RequestFailed) as caught:
         client.get()
     assert (caught.value.code, caught.value.sent) == ("connection", False)
@@ -260,6 +261,7 @@ def test_a_server_without_tls_or_with_another_is_an_access_error(script: Scripte
 def test_a_proxy_of_the_environment_is_gone_through(script: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", script.url.replace("://", "://user:secret@"))
     script.answers = [Answer(json=[1])]
+    monkeypatch.setenv("LEADSYNC_PLAINTEXT_HOSTS", "crm.invalid")
     client = Client("http://crm.invalid")
     assert client.get().body == b"[1]"
     client.http.close()
@@ -421,3 +423,22 @@ def test_every_request_is_observed_with_the_status_that_it_deserves(script: Scri
     assert seen[-1][1] >= 0.3
     assert all(0 < seconds < 5 for _, seconds, _ in seen)
     client.http.close()
+
+
+def test_an_id_never_holds_a_nul() -> None:
+    """PostgreSQL would not keep it. Two backslashes are one character, and what follows is a text about NUL."""
+    texts = TypeAdapter(list[str])
+    assert Reply(200, {}, rb'["a\u0000\u0000b", "\\\u0000", "\\u0000"]').parse(texts) == [
+        "a\ufffd\ufffdb",
+        "\\\ufffd",
+        "\\u0000",
+    ]
+
+
+@pytest.mark.parametrize("token", ["漢字", "a\nb", "a\r\nX: 1", "a\0"])
+def test_a_token_that_fits_no_header_is_told_and_not_quoted(script: Scripted, client: Client, token: str) -> None:
+    login = StaticToken("CRM", Access(script.url, token))
+    with pytest.raises(AccessError, match="the header Authorization would hold what HTTP does not allow") as caught:
+        client.http.request("GET", "/", login)
+    assert token not in str(caught.value)
+    assert script.requests == []

@@ -29,7 +29,9 @@ T = TypeVar("T")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of objects and fields: safe in an address and in a query
 EXCERPT = 200  # characters of a reply that makes no sense that are kept
-PRIVATE = r"[^\s@\"'<>:,;()]+@[^\s@\"'<>:,;()]+|\d{4,}"  # e-mail addresses and runs of digits
+# E-mail addresses and runs of digits. What stands before the @ has 64 characters at most: a text without one then takes
+# time by its length and not by the square of it.
+PRIVATE = r"[^\s@\"'<>:,;()]{1,64}@[^\s@\"'<>:,;()]+|\d{4,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class CRMAdapter(ABC):
         """The live records of every id asked for, with `fields_read`: none where the CRM surely has none.
 
         Any number of different ids. More than one record where the external id is doubled and the CRM tells. Raises
-        RequestFailed when the reply leaves an id in the open, Unavailable, AccessError and QuotaExceeded.
+        RequestFailed when the reply leaves an id in the open, Unavailable, AccessError, QuotaExceeded and BatchRefused.
         """
 
     def fetch_known(self, crm_ids: Mapping[str, str | None]) -> dict[str, list[Record]]:

@@ -303,7 +303,7 @@ fields:
                 external_id, crm_id = row.get(key), row.get(table.PrimaryIdAttribute)
                 if not isinstance(crm_id, str):
                     raise reply.malformed()
-                if external_id in found:  # Dataverse compares without regard to case
+                if isinstance(external_id, str) and external_id in found:  # Dataverse compares without regard to case
                     found[external_id].append(Record(external_id, crm_id, {name: row.get(name) for name in names}))
         return found
 

@@ -235,10 +235,10 @@ fields:
                 if len(page.list) < PAGE_SIZE and page.total != MORE or not page.list:
                     raise self.left_out()
             for record in records:
-                if record.get(key) in found and isinstance(
-                    record.get("id"), str
-                ):  # MySQL compares without regard to case
-                    found[record[key]].append(record)
+                owner = record.get(key)
+                # MySQL compares without regard to case.
+                if isinstance(owner, str) and owner in found and isinstance(record.get("id"), str):
+                    found[owner].append(record)
         return found
 
     def _require(self, names: Iterable[str] = ()) -> None:

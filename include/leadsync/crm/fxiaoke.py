@@ -227,8 +227,9 @@ fields:
             while last is not None:
                 records, last = self._page(ids, last, ["_id", key, "life_status", *names])
                 for record in records:
-                    if record.get(key) in found and record.get("life_status") != "invalid":
-                        found[record[key]].append(record)
+                    owner = record.get(key)
+                    if isinstance(owner, str) and owner in found and record.get("life_status") != "invalid":
+                        found[owner].append(record)
         return found
 
     def _page(self, ids: Sequence[str], after: str, names: list[str]) -> tuple[list[dict[str, Any]], str | None]:

@@ -6,6 +6,7 @@ reply is the load's business. No text made here holds an address, a header or a 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded, Unavailable
+from leadsync.transport import OPT_OUT, may_be_plain
 
 if TYPE_CHECKING:
     import requests
@@ -32,11 +34,19 @@ T = TypeVar("T")
 TRIES = 3  # of a request that was throttled
 FIRST_WAIT = 1.0  # seconds, where the CRM does not say how long; the second wait is four times that
 LONGEST_WAIT = 10.0  # seconds; longer throttling is the load's to wait out
+LONGEST_RETRY_AFTER = (
+    7 * 86_400.0
+)  # seconds; no quota takes longer to fill, and what a proxy makes up may be any number
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
+LONGEST_NONSENSE = 64 * 1024  # bytes of a reply that makes no sense that are looked at
+# PostgreSQL keeps no NUL, so what a CRM calls an id or a code must not hold one, and nothing sent ever did. An even
+# number of backslashes before it are characters of their own.
+NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 MOST_CONNECTIONS = 64  # the most `in_flight` that a pipeline file may ask for
 # The adapter reads these; what is not here, and no success, has one meaning for every CRM.
 ADAPTER_JUDGES = frozenset({400, 409, 413, 422})
 PASSING = frozenset({408, 423, 425, 429})
+HEADER = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")  # what a header's value may hold
 # OpenSSL's words for a server that speaks no TLS, or none that both know, or that lets no stranger in.
 NO_TLS = frozenset(
     {
@@ -77,25 +87,27 @@ class Reply:
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the CRM asks for, None where it does not."""
+        """Seconds that the CRM asks for, a week at most; None where it does not."""
         value = self.headers.get("Retry-After", "").strip()
         if value.isascii() and value.isdigit():
-            return float(value)
+            return min(float(value), LONGEST_RETRY_AFTER)
         try:
-            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):  # TypeError: a date without a zone
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):  # TypeError: a date without a zone
             return None
+        return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
 
     def parse(self, shape: TypeAdapter[T]) -> T:
         """The body as the API's documentation describes it. Raises RequestFailed when it is something else."""
+        body = NUL.sub(rb"\1\\ufffd", self.body) if rb"\u0000" in self.body else self.body
         try:
-            return shape.validate_json(self.body)
+            return shape.validate_json(body)
         except ValidationError:
             raise self.malformed() from None
 
     def malformed(self) -> RequestFailed:
         """The failure to raise for a reply that makes no sense."""
-        text = self.body.decode("utf-8", "replace")
+        text = self.body[:LONGEST_NONSENSE].decode("utf-8", "replace").replace("\0", "\ufffd")
         return RequestFailed("the CRM's reply makes no sense", "malformed_reply", reply=text)
 
 
@@ -281,6 +293,12 @@ class HTTPClient:
             body = urlencode(form).encode()
         elif body is not None:
             sent.setdefault("Content-Type", "application/json")
+        for name, value in sent.items():
+            if not HEADER.fullmatch(value):  # http.client's own error would quote it
+                raise AccessError(
+                    f"{self._who}: the header {name} would hold what HTTP does not allow there: correct the token or "
+                    "the credentials in the connection"
+                )
         route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
         self._pace.wait()
         self._before_request()
@@ -323,6 +341,12 @@ class HTTPClient:
         from requests.utils import select_proxy
         from urllib3 import Timeout
 
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not may_be_plain(parts.hostname):
+            raise AccessError(
+                f"{self._who}: leads and credentials would go to {parts.hostname} in the clear: give an address that "
+                f"begins with https://, {OPT_OUT}"
+            )
         session = self._session
         request = requests.Request("GET", url).prepare()
         found = session.merge_environment_settings(url, {}, None, None, None)

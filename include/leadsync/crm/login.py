@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError
@@ -21,7 +21,7 @@ class _Token(BaseModel):
 
 
 class _Lifetime(BaseModel):
-    expires_in: float | None = None
+    expires_in: FiniteFloat | None = None
 
 
 TOKEN = TypeAdapter(_Token)

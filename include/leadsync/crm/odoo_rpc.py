@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from leadsync.crm.base import Endpoint
+from leadsync.crm.base import BatchRefused, Endpoint
 from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed, StaticToken
 from leadsync.errors import AccessError, LeadsyncError
 
@@ -109,6 +109,9 @@ class OdooRPC:
                 except RequestFailed as failure:
                     failure.sent = False  # it was the login that failed
                     raise
+                except BatchRefused as refused:  # no lead was in it
+                    words = f"{self._who} refused the login ({refused.code})"
+                    raise RequestFailed(words, refused.code, sent=False) from None
                 if uid is False:
                     raise self.refuse("authenticate")
                 self._uid = uid

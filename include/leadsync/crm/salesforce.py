@@ -290,14 +290,19 @@ fields:
             page = self._call("GET", "/query", params={"q": query}).parse(PAGE)
             records = page.records
             while not page.done:
+                if not page.records or len(records) >= page.totalSize:  # it would go on for ever
+                    raise self.left_out()
                 page = self._call("GET", page.nextRecordsUrl).parse(PAGE)
                 records += page.records
             # A query names what it finds and not what it does not: only the total tells that nothing was left out.
             if len(records) != page.totalSize:
                 raise self.left_out()
             for record in records:
-                if record.get(key) in found:  # SOQL compares without regard to case
-                    found[record[key]].append(record)
+                owner = record.get(key)
+                if isinstance(owner, str) and owner in found:  # SOQL compares without regard to case
+                    if not isinstance(record.get("Id"), str):
+                        raise self.left_out()
+                    found[owner].append(record)
         return found
 
     def _missing(self, error: _Error) -> AccessError:

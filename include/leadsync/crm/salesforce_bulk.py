@@ -193,7 +193,9 @@ class Bulk:
 
         def parse(reply: Reply) -> list[list[str]]:
             # Line by line: as a whole it would take ten times the memory.
-            rows = csv.reader((line.decode("utf-8-sig") for line in io.BytesIO(reply.body)), strict=True)
+            rows = csv.reader(
+                (line.decode("utf-8-sig").replace("\0", "\ufffd") for line in io.BytesIO(reply.body)), strict=True
+            )
             try:
                 header = next(rows, [])
                 places = [header.index(name) for name in wanted]

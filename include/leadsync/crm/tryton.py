@@ -255,8 +255,9 @@ fields:
         if len(records) != count:
             raise self.left_out()
         for record in records:
-            if record.get(key) in found:
-                found[record[key]].append(record)
+            owner = record.get(key)
+            if isinstance(owner, str) and owner in found:
+                found[owner].append(record)
         return found
 
     def _change(

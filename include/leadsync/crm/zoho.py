@@ -302,7 +302,7 @@ fields:
                 external_id, crm_id = row.get(key), row.get("id")
                 if crm_id is None:
                     raise reply.malformed()
-                if external_id in found:  # COQL may compare without regard to case
+                if isinstance(external_id, str) and external_id in found:  # COQL may compare without regard to case
                     fields = {name: row.get(name) for name in names}
                     found[external_id].append(Record(external_id, str(crm_id), fields))
         return found

@@ -32,7 +32,9 @@ def migrate(dsn: str, revision: str = "head") -> None:
     with engine.begin() as connection:
         # Two migrations at once: the second waits here and finds its work done.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('leadsync.migrate'))")
-        connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS leadsync")
+        # Where the schema is there its owner needs no right to make one; IF NOT EXISTS would ask for it all the same.
+        if connection.exec_driver_sql("SELECT to_regnamespace('leadsync')").scalar() is None:
+            connection.exec_driver_sql("CREATE SCHEMA leadsync")
         config.attributes["connection"] = connection
         context = MigrationContext.configure(connection, opts={"version_table_schema": "leadsync"})
         script, present = ScriptDirectory.from_config(config), context.get_current_revision()
