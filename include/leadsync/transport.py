@@ -15,9 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from leadsync.errors import ConfigError
 
-VARIABLE = "LEADSYNC_PLAINTEXT_HOSTS"
 TRUE = (True, "true", "True")  # a connection that is written as an address has texts
-OPT_OUT = f"or, for a private network only, name the host in {VARIABLE}"
+OPT_OUT = "or, for a private network only, name the host in LEADSYNC_PLAINTEXT_HOSTS"
 
 
 def may_be_plain(host: str | None) -> bool:
@@ -29,7 +28,7 @@ def may_be_plain(host: str | None) -> bool:
         local = ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
-    return local or host in {name.strip().lower() for name in os.environ.get(VARIABLE, "").split(",")}
+    return local or host in {name.strip().lower() for name in os.environ.get("LEADSYNC_PLAINTEXT_HOSTS", "").split(",")}
 
 
 def check_postgres(where: str, hosts: str | None, sslmode: str | None) -> None:

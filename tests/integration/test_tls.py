@@ -13,7 +13,7 @@ import redis
 from psycopg.conninfo import conninfo_to_dict
 from tests.support.tls import certificate, tls_before
 
-from leadsync import runtime, transport
+from leadsync import runtime
 from leadsync.errors import ConfigError
 
 CASES = {"good": None, "another host": "is of another host", "unknown": "is not the one in `sslrootcert`"}
@@ -71,8 +71,8 @@ def test_redis(case: str, valkey: redis.Redis, tmp_path: Path, monkeypatch: pyte
 def test_another_host_is_not_even_asked_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_LEAD_STORE", "postgres://me:secret@db.invalid/x")
     monkeypatch.setenv("AIRFLOW_CONN_LEADSYNC_REDIS", "redis://:secret@redis.invalid:6379")
-    with pytest.raises(ConfigError, match=transport.VARIABLE) as caught, runtime.database("lead_store"):
+    with pytest.raises(ConfigError, match="LEADSYNC_PLAINTEXT_HOSTS") as caught, runtime.database("lead_store"):
         pass
     assert "secret" not in str(caught.value)
-    with pytest.raises(ConfigError, match=transport.VARIABLE), runtime.redis_client():
+    with pytest.raises(ConfigError, match="LEADSYNC_PLAINTEXT_HOSTS"), runtime.redis_client():
         pass

@@ -18,9 +18,9 @@ def test_this_machine_needs_no_tls(host: str | None) -> None:
 
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.1", "localhost.example", "127.0.0.1.example", "db"])
 def test_another_needs_it_unless_it_is_named(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setenv(transport.VARIABLE, "other")
+    monkeypatch.setenv("LEADSYNC_PLAINTEXT_HOSTS", "other")
     assert not transport.may_be_plain(host)
-    monkeypatch.setenv(transport.VARIABLE, f"other, {host.upper()}")
+    monkeypatch.setenv("LEADSYNC_PLAINTEXT_HOSTS", f"other, {host.upper()}")
     assert transport.may_be_plain(host)
 
 
