@@ -207,6 +207,7 @@ def test_queries(client: Client) -> None:
     assert found(f"({KEY} eq 'C' or {KEY} eq 'A:1') and address1_city ne 'Berlin'") == ["C"]
     for wrong in ("new_leadsyncid", "(new_leadsyncid eq 'A'", "new_leadsyncid like 'A'", "no_such eq 1", "'"):
         assert code(client.call("GET", f"/leads?$filter={requests.utils.quote(wrong)}")) == (400, "0x0")
+    assert code(client.call("GET", "/leads?$orderby=lastname up")) == (400, "0x0")
     many = " or ".join([f"{KEY} eq 'A:1'"] * 501)
     (answer,) = answers(client.batch(("GET", f"/leads?$filter={requests.utils.quote(many)}", None)))
     assert answer.status == 400

@@ -110,7 +110,10 @@ def running(kind: str) -> Iterator[RealCRM]:
 
 
 def installed(
-    kind: str, sources: Sequence[Path], finish: Callable[[Path, Path], None], interpreter: str = sys.executable
+    kind: str,
+    sources: Sequence[Path],
+    finish: Callable[[Path, Path], None] = lambda python, folder: None,
+    interpreter: str = sys.executable,
 ) -> Path:
     """A folder with a virtual environment, and whatever `finish` (its Python, the folder) adds.
 
@@ -136,8 +139,8 @@ def installed(
 
 
 def _install(kind: str, python: Path, requirements: Path) -> None:
-    # Most of what is installed is never imported, so it is not compiled.
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    # Most of what is installed is never imported, so it is not compiled. The lists name all that is needed.
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", "--no-deps"]
     done = subprocess.run([*command, "--disable-pip-version-check", "-r", requirements], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(

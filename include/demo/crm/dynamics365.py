@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlsplit
 from uuid import uuid4
 
-from demo.crm.dynamics365_fields import COLUMNS, GUID, ID, KEY, SET, TABLE, Problem, check_names, definition
+from demo.crm.dynamics365_fields import COLUMNS, GUID, ID, KEY, SET, TABLE, Problem, check_names, definition, picklists
 from demo.crm.faults import FaultBox
-from demo.crm.odata import BadQuery, Filter, folded, key_of, read_batch, write_batch
+from demo.crm.odata import BadQuery, Filter, folded, key_of, order_of, read_batch, sortable, write_batch
 from demo.crm.store import Row, Store
 from demo.crm.vendor import Refusal, Request, Response, Route, Vendor
 
 DATA = r"/api/data/v9\.[0-2]"
-LOGIN = "/tenant-of-the-demo/oauth2/v2.0/token"
+TENANT = "/tenant-of-the-demo"
+LOGIN = f"{TENANT}/oauth2/v2.0/token"
+DISCOVERY = f"{TENANT}/v2.0/.well-known/openid-configuration"
 ACTION = "Microsoft.Dynamics.CRM"
 MAX_BATCH = 1000
 MAX_CONDITIONS = 500
@@ -51,12 +53,13 @@ class Dynamics365(Vendor):
     def routes(self) -> list[Route]:
         record = rf"{DATA}/(?P<set>\w+)\((?P<key>.*)\)"
         return [
+            ("GET", DISCOVERY, self._discover),
             ("POST", LOGIN, self._log_in),
             ("POST", rf"{DATA}/\$batch", self._batch),
             ("GET", rf"{DATA}/EntityDefinitions", self._definitions),
             ("GET", rf"{DATA}/EntityDefinitions\(LogicalName='(?P<table>[^']*)'\)", self._definition),
             ("GET", rf"{DATA}/EntityDefinitions\(LogicalName='(?P<table>[^']*)'\)/Attributes(/.+)?", self._picklists),
-            ("POST", rf"{DATA}/(?P<set>\w+)/{ACTION}\.(?P<action>UpsertMultiple|CreateMultiple)", self._write_many),
+            ("POST", rf"{DATA}/(?P<set>\w+)/{ACTION}\.(?P<action>(Upsert|Create|Update)Multiple)", self._write_many),
             ("GET", record, self._get),
             ("PATCH", record, self._patch),
             ("DELETE", record, self._delete),
@@ -65,11 +68,11 @@ class Dynamics365(Vendor):
         ]
 
     def admit(self, request: Request) -> None:
-        if request.path == LOGIN:
+        if request.path in (DISCOVERY, LOGIN):
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or token not in self._tokens:
-            challenge = f"Bearer authorization_uri=http://{request.headers['host']}/tenant-of-the-demo/oauth2/authorize"
+            challenge = f"Bearer authorization_uri=http://{request.headers['host']}{TENANT}/oauth2/authorize"
             raise Refusal(Response(401, None, {"WWW-Authenticate": challenge}))
         if request.headers.get("odata-version", "4.0") != "4.0":
             raise Refusal(_error(400, "0x80060888", "The header value for OData-Version is not supported"))
@@ -97,6 +100,14 @@ class Dynamics365(Vendor):
     def expire_tokens(self) -> None:
         self._tokens.clear()
         self.faults.active.expire_tokens = None
+
+    @staticmethod
+    def _discover(request: Request) -> Response:
+        host = f"https://{request.headers['host']}"  # Microsoft's login library takes no other
+        return Response(200, {
+            "issuer": f"{host}{TENANT}/v2.0", "token_endpoint": f"{host}{LOGIN}",
+            "authorization_endpoint": f"{host}{TENANT}/oauth2/v2.0/authorize",
+        })  # fmt: skip
 
     def _log_in(self, request: Request) -> Response:
         form = dict(parse_qsl(request.body.decode("utf-8", "replace"), keep_blank_values=True))
@@ -194,9 +205,7 @@ class Dynamics365(Vendor):
             for target in targets:
                 if not isinstance(target, dict) or target.get("@odata.type", "").lstrip("#") != f"{ACTION}.{TABLE}":
                     raise Problem("0x80048d19", "Each target needs the annotation @odata.type")
-                address = target.get("@odata.id", f"{SET}({uuid4()})")
-                found = re.fullmatch(rf"/?{SET}\((.*)\)", address)
-                rows.append(self._apply(self._prepare(_key(found[1] if found else ""), target)))
+                rows.append(self._apply(self._target(request.params["action"], target)))
                 if len({row.number for row in rows}) < len(rows):
                     raise Problem("0x80040237", "The same record is there twice")
         except Problem as problem:  # all operations roll back
@@ -204,6 +213,17 @@ class Dynamics365(Vendor):
         if request.params["action"] == "CreateMultiple":
             return Response(200, {"Ids": [row.fields[ID] for row in rows]})
         return Response(204)
+
+    def _target(self, action: str, target: dict[str, Any]) -> Written:
+        if action == "UpdateMultiple" and ID in target:
+            key, record = str(target[ID]), {name: value for name, value in target.items() if name != ID}
+        else:
+            found = re.fullmatch(rf"/?{SET}\((.*)\)", target.get("@odata.id", f"{SET}({uuid4()})"))
+            key, record = found[1] if found else "", target
+        written = self._prepare(_key(key), record)
+        if action == "UpdateMultiple" and written.found is None:
+            raise _absent(key)
+        return written
 
     def _patch(self, request: Request) -> Response:
         _check_set(request)
@@ -252,8 +272,11 @@ class Dynamics365(Vendor):
         return Response(200, self._shown(self._one(request), _select(request)))
 
     @staticmethod
-    def _shown(row: Row, names: list[str]) -> dict[str, Any]:
-        held = {**row.fields, "createdon": row.created_at, "modifiedon": row.updated_at}
+    def _held(row: Row) -> dict[str, Any]:
+        return {**row.fields, "createdon": row.created_at, "modifiedon": row.updated_at}
+
+    def _shown(self, row: Row, names: list[str]) -> dict[str, Any]:
+        held = self._held(row)
         return {"@odata.etag": f'W/"{row.number}"', ID: row.fields[ID], **{name: held.get(name) for name in names}}
 
     def _query(self, request: Request) -> Response:
@@ -261,6 +284,7 @@ class Dynamics365(Vendor):
         names = _select(request)
         try:
             wanted = Filter(request.query["$filter"], COLUMNS) if request.query.get("$filter") else None
+            order = order_of(request.query.get("$orderby", ""), COLUMNS)
         except BadQuery as bad:
             raise Refusal(_error(400, "0x0", _no_property(bad.name) if bad.name else str(bad))) from None
         if wanted and wanted.conditions > MAX_CONDITIONS:
@@ -270,6 +294,8 @@ class Dynamics365(Vendor):
             found = [row for row in self.store.select() if wanted is None or wanted.matches(row.fields)]
         else:
             found = [row for key in keys if (row := self.store.find(KEY, folded(key)))]
+        for name, falling in reversed(order):
+            found.sort(key=lambda row: sortable(self._held(row).get(name)), reverse=falling)
         document: dict[str, Any] = {"@odata.context": f"#{SET}"}
         if request.query.get("$count") == "true":
             document["@odata.count"] = min(len(found), PAGE)
@@ -294,11 +320,7 @@ class Dynamics365(Vendor):
         return Response(200, definition(_names(request.query.get("$select", "")), inner))
 
     def _picklists(self, request: Request) -> Response:
-        labels = [
-            {"Value": value, "Label": {"UserLocalizedLabel": {"Label": f"Source {value}"}}}
-            for value in COLUMNS["leadsourcecode"].options
-        ]
-        return Response(200, {"value": [{"LogicalName": "leadsourcecode", "OptionSet": {"Options": labels}}]})
+        return Response(200, {"value": picklists()})
 
 
 def _check_set(request: Request) -> None:

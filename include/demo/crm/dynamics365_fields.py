@@ -135,6 +135,20 @@ def definition(wanted: set[str], expanded: Mapping[str, set[str]]) -> dict[str, 
     return shown
 
 
+def picklists() -> list[dict[str, Any]]:
+    """The columns that take one of several numbers, with the label of each."""
+    return [
+        {"LogicalName": column.name, "OptionSet": {"Options": [_option(value) for value in column.options]}}
+        for column in COLUMNS.values()
+        if column.options
+    ]
+
+
+def _option(value: int) -> dict[str, Any]:
+    label = {"Label": f"Source {value}", "LanguageCode": 1033}
+    return {"Value": value, "Label": {"LocalizedLabels": [label], "UserLocalizedLabel": label}}
+
+
 def check_names(record: Mapping[str, Any]) -> None:
     """Raises Problem for a property that the table does not have."""
     for name in record:

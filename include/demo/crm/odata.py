@@ -1,9 +1,9 @@
-"""OData as Dataverse speaks it: filters, keys in an address, and multipart batches."""
+"""OData as Dataverse speaks it: filters, orders, keys in an address, and multipart batches."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from email import message_from_bytes
 from typing import Any
@@ -107,6 +107,24 @@ class Filter:
 def folded(value: Any) -> Any:
     """As the database compares it: neither case nor blanks at the end count."""
     return value.rstrip(" ").casefold() if isinstance(value, str) else value
+
+
+def order_of(text: str, names: Container[str]) -> list[tuple[str, bool]]:
+    """`$orderby`: columns, each with whether its values fall. Raises BadQuery."""
+    order = []
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"\s*(\w+)(?:\s+(asc|desc))?\s*", part)
+        if found is None:
+            raise BadQuery("Syntax error in the order")
+        if found[1] not in names:
+            raise BadQuery("unknown", found[1])
+        order.append((found[1], found[2] == "desc"))
+    return order
+
+
+def sortable(value: Any) -> tuple[bool, Any]:
+    """A key to sort a column's values by: the database puts what has no value first."""
+    return value is not None, folded(value)
 
 
 def literal(text: str) -> Any:
