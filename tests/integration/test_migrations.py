@@ -59,7 +59,7 @@ def read(connection: psycopg.Connection[Any]) -> Rows:
     found: Rows = {}
     for table, columns in connection.execute(COLUMNS).fetchall():
         names = [name for name, _ in columns]
-        order = next(name for name in ("id", "destination_id", "operation_id", "sync_id") if name in names)
+        order = next(name for name in ("id", "destination_id", "operation_id", "sync_id", "pipeline") if name in names)
         query = sql.SQL("SELECT * FROM {} ORDER BY {}").format(sql.Identifier("leadsync", table), sql.Identifier(order))
         with connection.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(query).fetchall()
