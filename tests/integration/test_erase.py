@@ -38,9 +38,9 @@ PERSON = "ZQAPP:77"
 SIGNS = ("ZQAPP", "Zelda", "Quill", "zelda@", "139000077")
 # Every table, and whether it may hold anything of a lead. A new one has to be thought about here and in traces.py.
 TABLES = {
-    "alembic_version": False, "alert": False, "dead_letter": True, "delivery": True, "operation_data": True,
-    "operation_log": False, "mended_group": False, "reconciliation": True, "reconciliation_finding": True, "recovery_log": True,
-    "retry_queue": True, "sender": False, "sync_operation": False, "watermark": False,
+    "alembic_version": False, "alert": False, "dead_letter": True, "delivery": True, "mended_group": False,
+    "operation_data": True, "operation_log": False, "reconciliation": True, "reconciliation_finding": True,
+    "recovery_log": True, "retry_queue": True, "sender": False, "sync_operation": False, "watermark": False,
 }  # fmt: skip
 
 
