@@ -252,7 +252,8 @@ fields:
         if count == 0:
             return found
         records = self.call(RECORDS, "search_read", domain, 0, None, None, list(dict.fromkeys(names)))
-        if len(records) != count:
+        needed = {"id", "active"} if layout.can_archive else {"id"}
+        if len(records) != count or any(needed - record.keys() for record in records):
             raise self.left_out()
         for record in records:
             owner = record.get(key)
