@@ -15,7 +15,7 @@ help: ## list the targets
 
 $(STAMP): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Leadsync needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "installing into $(VENV) (about a minute)"
+	@echo "installing into $(VENV) (one to two minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -281,8 +281,6 @@ class HTTPClient:
         body: bytes | None = None,
         form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
         translate: Callable[[Reply], Reply] = lambda reply: reply,
     ) -> Reply:
         """One request as it is, whatever its status. Raises RequestFailed when there is no whole reply."""
