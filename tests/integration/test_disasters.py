@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
-import redis
 from tests.support.reconciling import REPAIR, check, fill, silently
 from tests.support.servers import backup_tool
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from leadsync import replay
@@ -25,14 +20,10 @@ NEW_KEY = base64.b64encode(b"k" * 32).decode()
 
 
 @pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
+def world(world: World) -> World:
     fill(world, 30)
     world.run()
-    yield world
-    world.hive.close()
+    return world
 
 
 def in_step(world: World) -> None:

@@ -10,15 +10,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-import redis
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -42,15 +39,6 @@ TABLES = {
     "operation_data": True, "operation_log": False, "reconciliation": True, "reconciliation_finding": True,
     "recovery_log": True, "retry_queue": True, "sender": False, "sync_operation": False, "watermark": False,
 }  # fmt: skip
-
-
-@pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
 
 
 def contents(world: World) -> dict[str, list[str]]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import psycopg
 import pytest
-import redis
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -17,22 +12,6 @@ from leadsync import operations
 from leadsync.errors import LeadsyncError, Unavailable
 from leadsync.parking import WAIT, judge
 from leadsync.state.watermark import LastLoad
-
-
-@pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
-
-
-def fill(world: World, appkey: str, count: int) -> None:
-    world.hive.execute(
-        "INSERT INTO customer (appkey, uid, name) SELECT %s, n, 'Lead ' || n FROM generate_series(1, %s) n",
-        (appkey, count),
-    )
 
 
 def failing_run(world: World) -> operations.Opened:
@@ -62,7 +41,7 @@ def parked(world: World) -> operations.Opened:
 
 def test_a_new_destination_fills_itself_in_slices_beside_the_others(world: World) -> None:
     object.__setattr__(world.pipeline, "catch_up_rows", 10)
-    fill(world, "OLD", 25)
+    world.fill("OLD", 25)
     world.run(destinations=["hubspot"])
     lead_store.insert(world.hive, "NEW", "Li")
     delivered = []
@@ -89,7 +68,7 @@ def test_rows_with_one_watermark_are_never_parted(world: World) -> None:
 
 
 def test_a_destination_that_starts_now_gets_nothing_older(world: World) -> None:
-    fill(world, "OLD", 5)
+    world.fill("OLD", 5)
     object.__setattr__(world.target("salesforce"), "start", "now")
     counts = world.run()
     assert counts["hubspot"]["delivered"] == 5
@@ -101,7 +80,7 @@ def test_a_destination_that_starts_now_gets_nothing_older(world: World) -> None:
 
 
 def test_a_destination_that_starts_in_the_future_waits(world: World) -> None:
-    fill(world, "OLD", 5)
+    world.fill("OLD", 5)
     object.__setattr__(world.target("salesforce"), "start", datetime.now(UTC) + timedelta(days=1))
     for _ in range(2):
         counts = world.run()
@@ -113,7 +92,7 @@ def test_a_destination_that_starts_in_the_future_waits(world: World) -> None:
 
 
 def test_a_destination_that_keeps_failing_is_parked_and_the_others_move_on(world: World) -> None:
-    fill(world, "ASDAD", 30)
+    world.fill("ASDAD", 30)
     world.simulators["salesforce"].stop()
     try:
         opened = parked(world)
@@ -139,7 +118,7 @@ def test_a_destination_that_keeps_failing_is_parked_and_the_others_move_on(world
 
 
 def test_one_more_failure_parks_it_again(world: World) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     world.simulators["salesforce"].faults(server_error={"rate": 1})
     assert parked(world).parked
     world.simulators["salesforce"].faults()
@@ -150,7 +129,7 @@ def test_one_more_failure_parks_it_again(world: World) -> None:
 
 
 def test_a_spent_quota_parks_at_once_until_it_is_filled_again(world: World) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     world.simulators["salesforce"].faults(quota_spent=True)
     failing_run(world)
     assert world.open().parked == {"salesforce": 3}
@@ -165,7 +144,7 @@ def test_a_spent_quota_parks_at_once_until_it_is_filled_again(world: World) -> N
 
 
 def test_an_older_run_that_is_cleared_lets_it_take_part_again(world: World) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     world.simulators["salesforce"].faults(server_error={"rate": 1})
     for _ in range(3):
         old = failing_run(world)
@@ -180,7 +159,7 @@ def test_an_older_run_that_is_cleared_lets_it_take_part_again(world: World) -> N
 
 
 def test_when_all_fail_none_is_parked(world: World) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     for simulator in world.simulators.values():
         simulator.faults(server_error={"rate": 1})
     for _ in range(5):
@@ -193,7 +172,7 @@ def test_when_all_fail_none_is_parked(world: World) -> None:
 
 
 def test_a_connection_that_is_missing_parks_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     monkeypatch.setattr(world.simulators["salesforce"], "url", "nowhere")
     assert parked(world).parked == {"salesforce": 3}
     still = operations.probe(world.clients, world.pipeline, "salesforce")
@@ -221,7 +200,7 @@ def test_what_a_probe_can_not_see_is_tried_again_after_a_while(world: World) -> 
 
 
 def test_a_backfill_asks_a_parked_destination_too(world: World) -> None:
-    fill(world, "ASDAD", 3)
+    world.fill("ASDAD", 3)
     world.simulators["salesforce"].faults(server_error={"rate": 1})
     assert parked(world).parked
     world.simulators["salesforce"].faults()

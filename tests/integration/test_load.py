@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
-import redis
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -20,15 +16,6 @@ from leadsync.dry_run import dry_run
 from leadsync.errors import BrokenMapping, Superseded, TransientFailure, Unavailable
 from leadsync.mapping import lead_key
 from leadsync.source import Window
-
-
-@pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
 
 
 def fill(world: World, count: int) -> None:

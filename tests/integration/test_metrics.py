@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-import redis
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.page import Page, serving
-from tests.support.simulators import Simulator
+from tests.support.page import Page
 from tests.support.world import World
 
 from leadsync.errors import LeadsyncError
-from leadsync.ui import probes
 
 
 @pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    world.hive.execute(
-        "INSERT INTO customer (appkey, uid, name, email, phone) SELECT 'ASDAD', n, 'Lead ' || n, "
-        "'lead' || n || '@example.com', '13800' || lpad(n::text, 6, '0') FROM generate_series(1, 40) n"
-    )
-    yield world
-    world.hive.close()
-
-
-@pytest.fixture
-def page(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    monkeypatch.setattr(probes, "FRESH", 0.0)
-    monkeypatch.setattr(probes, "PATIENCE", 5.0)
-    with serving(Page(world)) as page:
-        yield page
+def world(world: World) -> World:
+    world.fill_with_people(40)
+    return world
 
 
 def ask(page: Page, authorization: str | None = "Bearer token-of-the-test") -> requests.Response:

@@ -12,12 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
-import redis
 from fastapi.routing import APIRoute
-from tests.support.page import Page, serving
+from tests.support.page import Page
 from tests.support.reconciling import REPAIR, delete_in, write_in
 from tests.support.reconciling import check as reconcile
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from leadsync import operations, snapshot
@@ -31,24 +29,9 @@ GROUP = "rejected INVALID_VALUE leadsync_external_id"
 
 
 @pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    world.hive.execute(
-        "INSERT INTO customer (appkey, uid, name, email, phone) SELECT 'ASDAD', n, 'Lead ' || n, "
-        "'lead' || n || '@example.com', '13800' || lpad(n::text, 6, '0') FROM generate_series(1, 40) n"
-    )
-    yield world
-    world.hive.close()
-
-
-@pytest.fixture
-def page(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    monkeypatch.setattr(probes, "FRESH", 0.0)
-    monkeypatch.setattr(probes, "PATIENCE", 5.0)
-    with serving(Page(world)) as page:
-        yield page
+def world(world: World) -> World:
+    world.fill_with_people(40)
+    return world
 
 
 @pytest.fixture

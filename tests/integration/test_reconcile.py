@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
-import psycopg
 import pytest
-import redis
 from tests.support.reconciling import (
     NAME,
     REPAIR,
@@ -21,7 +17,6 @@ from tests.support.reconciling import (
     tamper,
     write_in,
 )
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -33,18 +28,9 @@ from leadsync.state import reconciliation
 
 
 @pytest.fixture
-def world(
-    database: str,
-    state: psycopg.Connection[Any],
-    valkey: redis.Redis,
-    hubspot: Simulator,
-    salesforce: Simulator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(reconcile, "PAGE", 10)
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
+    return world
 
 
 @pytest.fixture(params=["hubspot", "salesforce"])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import psycopg
 import pytest
-import redis
 from tests.support.reconciling import REPAIR, check, delete_in, fill, findings, last, silently, watched
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from leadsync import operation_log, reconcile, removal, repair
@@ -21,18 +18,9 @@ from leadsync.models import Lead
 
 
 @pytest.fixture
-def world(
-    database: str,
-    state: psycopg.Connection[Any],
-    valkey: redis.Redis,
-    hubspot: Simulator,
-    salesforce: Simulator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(reconcile, "PAGE", 10)
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
+    return world
 
 
 @pytest.fixture(params=["hubspot", "salesforce"])

@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import pytest
 import redis
 from tests.support.reconciling import REPAIR, check, delete_in, fill, findings, last, tamper, watched
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo.generator import Generator
@@ -29,19 +27,10 @@ from leadsync.state import fence
 
 
 @pytest.fixture
-def world(
-    database: str,
-    state: psycopg.Connection[Any],
-    valkey: redis.Redis,
-    hubspot: Simulator,
-    salesforce: Simulator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(reconcile, "PAGE", 10)
     monkeypatch.setattr(comparison, "PAUSES", (0.01, 0.01))
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    yield world
-    world.hive.close()
+    return world
 
 
 @pytest.fixture(params=["hubspot", "salesforce"])

@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import pytest
 import redis
 from tests.support.servers import free_port
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -31,20 +29,9 @@ SINCE = "2020-01-01T00:00:00Z"
 
 
 @pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
-    fill(world, "ASDAD", 40)
-    yield world
-    world.hive.close()
-
-
-def fill(world: World, appkey: str, count: int) -> None:
-    world.hive.execute(
-        "INSERT INTO customer (appkey, uid, name) SELECT %s, n, 'Lead ' || n FROM generate_series(1, %s) n",
-        (appkey, count),
-    )
+def world(world: World) -> World:
+    world.fill("ASDAD", 40)
+    return world
 
 
 def unreachable() -> AbstractContextManager[LeadStore]:
@@ -154,7 +141,7 @@ def test_a_destination_that_took_no_part_gets_the_rows_only_when_it_is_named(wor
     object.__setattr__(world.target("salesforce"), "start", "now")
     world.run(destinations=["hubspot"])
     world.run(destinations=["salesforce"])
-    fill(world, "NEW", 3)
+    world.fill("NEW", 3)
     world.run(destinations=["hubspot"])
     assert [item["destination"] for item in choose(world, since=SINCE)] == ["hubspot"]
     (item,) = choose(world, since=SINCE, destinations=["salesforce"])
@@ -258,7 +245,7 @@ def test_what_a_newer_run_has_in_doubt_is_left_to_it(world: World) -> None:
 def test_a_snapshot_of_one_bad_lead_does_not_end_a_recovery(world: World) -> None:
     world.run()
     lead_store.insert(world.hive, "BAD", "Li", email="no address")
-    fill(world, "GOOD", 5)
+    world.fill("GOOD", 5)
     world.run()
     (bad,) = world.dead("hubspot")
     world.hive.execute("UPDATE customer SET name = 'Wang' WHERE appkey = 'BAD'")
@@ -398,7 +385,7 @@ def test_a_cleared_recovery_does_nothing_again(world: World) -> None:
 
 
 def test_a_recovery_that_is_killed_goes_on(world: World) -> None:
-    fill(world, "MORE", 500)
+    world.fill("MORE", 500)
     history(world)
     empty(world)
     hubspot = world.simulators["hubspot"]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 import redis
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from demo import lead_store
@@ -25,16 +23,12 @@ GROUP = "rejected INVALID_VALUE leadsync_external_id"
 
 
 @pytest.fixture
-def world(
-    database: str, state: psycopg.Connection[Any], valkey: redis.Redis, hubspot: Simulator, salesforce: Simulator
-) -> Iterator[World]:
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
+def world(world: World) -> World:
     world.hive.execute(
         "INSERT INTO customer (appkey, uid, name, email) "
         "SELECT 'ASDAD', n, 'Lead ' || n, 'lead' || n || '@example.com' FROM generate_series(1, 60) n"
     )
-    yield world
-    world.hive.close()
+    return world
 
 
 def refuse(world: World, *numbers: int) -> None:

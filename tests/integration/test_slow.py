@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import psycopg
 import pytest
-import redis
-from tests.support.simulators import Simulator
 from tests.support.world import World
 
 from leadsync import operations, patience, snapshot
@@ -19,33 +13,17 @@ LEADS = 1000  # five batches of Salesforce's
 
 
 @pytest.fixture
-def world(
-    database: str,
-    state: psycopg.Connection[Any],
-    valkey: redis.Redis,
-    hubspot: Simulator,
-    salesforce: Simulator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[World]:
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(patience, "LOOK_SECONDS", 0.1)
-    world = World(database, state, valkey, {"hubspot": hubspot, "salesforce": salesforce})
     slow = {"in_flight": 1, "settings": {"read_timeout": 20, "requests_per_second": 1000}}
     targets = tuple(each.model_copy(update=slow) for each in world.pipeline.destinations)
     world.pipeline = world.pipeline.model_copy(update={"destinations": targets, "patience": 0.1})
-    yield world
-    world.hive.close()
-
-
-def fill(world: World, appkey: str, count: int) -> None:
-    world.hive.execute(
-        "INSERT INTO customer (appkey, uid, name) SELECT %s, n, 'Lead ' || n FROM generate_series(1, %s) n",
-        (appkey, count),
-    )
+    return world
 
 
 def slow_run(world: World) -> operations.Operation:
     """A run whose load of HubSpot is done, while Salesforce takes a second for each batch."""
-    fill(world, "FIRST", LEADS)
+    world.fill("FIRST", LEADS)
     operation = world.extract()
     world.snapshot(operation)
     world.load(operation, "hubspot")
@@ -56,7 +34,7 @@ def slow_run(world: World) -> operations.Operation:
 def test_it_is_left_behind_once_changes_wait_for_the_others(world: World) -> None:
     operation = slow_run(world)
     before = world.watermark("salesforce")
-    fill(world, "NEXT", 1)
+    world.fill("NEXT", 1)
     world.settle()
     with pytest.raises(LeftBehind, match=f"of {LEADS} leads are done; it goes on in the next runs"):
         world.load(operation, "salesforce")
@@ -83,7 +61,7 @@ def test_it_is_waited_for_while_nobody_is_kept_waiting(world: World, case: str) 
     operation = slow_run(world)
     world.simulators["salesforce"].faults(latency=0.1)
     if case != "nothing waits":
-        fill(world, "NEXT", 1)
+        world.fill("NEXT", 1)
         world.settle()
     if case == "it is the last one's own doing":  # the other has not ended well either
         world.state.execute("UPDATE leadsync.operation_log SET result = 0, failure = 'Unavailable'")
@@ -99,14 +77,14 @@ def test_all_its_shards_are_left_behind_together_or_nothing_is_committed(
 ) -> None:
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 20_000)  # of one chunk there is one shard
     world.pipeline = world.pipeline.model_copy(update={"shard_rows": LEADS // 2, "max_shards": 2})
-    fill(world, "FIRST", LEADS)
+    world.fill("FIRST", LEADS)
     operation = world.extract()
     assert world.snapshot(operation) == {"hubspot": 2, "salesforce": 2}
     operation = operations.current(world.clients, operation.sync_id)
     for shard in range(2):
         world.load(operation, "hubspot", shard)
     world.simulators["salesforce"].faults(latency=1)
-    fill(world, "NEXT", 1)
+    world.fill("NEXT", 1)
     world.settle()
     with pytest.raises(LeftBehind):
         world.load(operation, "salesforce", 0)
@@ -121,7 +99,7 @@ def test_all_its_shards_are_left_behind_together_or_nothing_is_committed(
 
 def test_a_load_that_is_cleared_goes_on_and_ends_well(world: World) -> None:
     operation = slow_run(world)
-    fill(world, "NEXT", 1)
+    world.fill("NEXT", 1)
     world.settle()
     with pytest.raises(LeftBehind):
         world.load(operation, "salesforce")
@@ -135,7 +113,7 @@ def test_a_load_that_is_cleared_goes_on_and_ends_well(world: World) -> None:
 def test_the_watch_calls_for_a_run_until_it_has_caught_up(world: World) -> None:
     world.pipeline = world.pipeline.model_copy(update={"catch_up_rows": 400})
     operation = slow_run(world)
-    fill(world, "NEXT", 1)
+    world.fill("NEXT", 1)
     world.settle()
     with pytest.raises(LeftBehind):
         world.load(operation, "salesforce")

@@ -60,6 +60,21 @@ class World:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             yield LeadStore(connection, self.pipeline.source)
 
+    def fill(self, appkey: str, count: int) -> None:
+        """Adds leads to the lead store, numbered from 1 on."""
+        self.hive.execute(
+            "INSERT INTO customer (appkey, uid, name) SELECT %s, n, 'Lead ' || n FROM generate_series(1, %s) n",
+            (appkey, count),
+        )
+
+    def fill_with_people(self, count: int) -> None:
+        """Adds leads that have an address and a number as well."""
+        self.hive.execute(
+            "INSERT INTO customer (appkey, uid, name, email, phone) SELECT 'ASDAD', n, 'Lead ' || n, "
+            "'lead' || n || '@example.com', '13800' || lpad(n::text, 6, '0') FROM generate_series(1, %s) n",
+            (count,),
+        )
+
     def settle(self) -> None:
         """Waits until what was written just now lies below the safe bound."""
         row = self.hive.execute("SELECT clock_timestamp()").fetchone()
