@@ -1,5 +1,5 @@
-"""`python -m bench.steps`: what reading the lead store costs, what a snapshot takes in Redis, and how fast leads that
-have not changed are passed over.
+"""`python -m bench.steps`: what reading the lead store costs, what leads take in Redis and PostgreSQL, and how fast
+leads that have not changed are passed over.
 
 In each round: the rows as COPY text, read and thrown away; then a sync of all of them, and a second one in which
 nothing has changed. The sync is a process of its own with all promises on; every lead is counted by the CRM.
@@ -77,6 +77,10 @@ def judged(found: list[tuple[float, float, Run]], rows: int, pipeline: Pipeline)
     checking = median(lambda plain, same, one: one.told["cpu"]["again load"]) * 100_000 / rows
     requests = max(one.told["requests"]["again run"] for _, _, one in found)
     stored = median(lambda plain, same, one: one.told["snapshot_bytes"]) * 1_000_000 / rows / 1e6
+    ledger, log = (
+        median(lambda plain, same, one, name=name: one.told["table_bytes"][name] / rows)
+        for name in ("delivery", "operation_data")
+    )
     return [
         Row("extract + snapshot, of the same rows by bare COPY", f"{of_same:.2f}", f">= {READ}", of_same >= READ),
         Row("the same, of bare COPY in no order", f"{of_plain:.2f}"),
@@ -86,6 +90,8 @@ def judged(found: list[tuple[float, float, Run]], rows: int, pipeline: Pipeline)
         Row("unchanged leads, CPU s per 100,000", f"{checking:.2f}"),
         Row("requests for unchanged leads", str(requests), "0", requests == 0),
         Row("a snapshot in Redis, MB per 1,000,000 leads", f"{stored:.0f}"),
+        Row("a lead in the ledger after its first delivery, bytes with indexes", f"{ledger:.0f}"),
+        Row("a sent change in the operation log, bytes", f"{log:.0f}"),
         Row(
             "a snapshot is kept for",
             f"{pipeline.snapshot_keep_hours:g} hours after its run, {pipeline.snapshot_ttl_hours:g} at most",

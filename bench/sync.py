@@ -1,7 +1,7 @@
 """`python -m bench.sync [--resend | --again]`: one sync of the whole lead store into one CRM, all promises on.
 
 A case of `bench.speed`, which starts the servers. The last line it prints is JSON: rows; seconds, and of processor
-time, by step; requests by run; the bytes that a snapshot takes in Redis.
+time, by step; requests by run; the bytes that a snapshot takes in Redis, and ledger and operation log on disk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bench.product import Stopwatch, clients, document, open_run, take_snapshot
 from leadsync import operations
 from leadsync.config import Pipeline
 
+SIZE = "SELECT pg_total_relation_size(%(table)s)"
 SINCE = "2000-01-01T00:00:00Z"
 
 
@@ -55,6 +56,10 @@ def main() -> None:
             return counts["read"], stored
 
         rows, stored = sync("")
+        tables = {
+            name: using.state.execute(SIZE, {"table": f"leadsync.{name}"}).fetchone()
+            for name in ("delivery", "operation_data")
+        }
         if arguments.again:
             sync("again ", since=SINCE)
         if arguments.resend:
@@ -65,6 +70,7 @@ def main() -> None:
         "cpu": {step: spent.cpu for step, spent in watch.spent.items()},
         "requests": requests,
         "snapshot_bytes": stored,
+        "table_bytes": {name: row[0] if row else 0 for name, row in tables.items()},
     }
     print(json.dumps(told))
 
