@@ -143,7 +143,7 @@ def test_a_button_is_pressed_when_a_delete_is_refused(server: Server) -> None:
         **{**TARGET, "object": "sale.opportunity", "on_delete": "delete"},
         settings={**SETTINGS, "cancel_button": "cancel"},
     )
-    server.results |= {"search_count": 1, "search_read": [{"id": 8, "code": "A:1"}], "cancel": "reload"}
+    server.results |= {"search_count": 1, "search_read": [{"id": 8, "code": "A:1", "active": True}], "cancel": "reload"}
     server.turns["delete"] = [user_error('To delete opportunity "8", you must cancel it.')]
     adapter = registry.build(target, Endpoint(f"{server.script.url}/db", "who", "s3cret"))
     for _ in range(2):
