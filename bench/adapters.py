@@ -31,8 +31,10 @@ from tests.support.simulators import Simulator, running_simulator
 
 from leadsync.config import Destination, Pipeline, load_pipeline
 from leadsync.crm import registry
+from leadsync.crm.access import Access, StaticToken
 from leadsync.crm.base import CRMAdapter, Endpoint
-from leadsync.crm.http import Access, HTTPClient, Pacer, Reply, StaticToken
+from leadsync.crm.http import HTTPClient, Reply
+from leadsync.crm.pacing import Pacer
 from leadsync.mapping import Mapper
 from leadsync.models import Lead, Status
 

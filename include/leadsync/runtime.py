@@ -5,6 +5,7 @@ The only module that imports Airflow. Each function named after a task is that t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -309,7 +310,9 @@ def database(conn_id: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection in autocommit. Raises ConfigError or Unavailable when there is none to be had."""
     found = _connection(conn_id)
     transport.check_postgres(f"connection {conn_id}", found.host, found.extra_dejson.get("sslmode"))
-    hook = PostgresHook(conn_id, options=f"-c application_name={APPLICATION_NAME} -c timezone=UTC")
+    options = f"-c application_name={APPLICATION_NAME} -c timezone=UTC {transport.SERVER_LIVENESS}"
+    found.extra = json.dumps({**transport.LIVENESS, **found.extra_dejson})
+    hook = PostgresHook(conn_id, connection=found, options=options)
     try:
         connection: Any = hook.get_conn()
     except psycopg.OperationalError as error:

@@ -1,4 +1,5 @@
-"""What may go over a network in the clear: nothing, unless it stays on this machine or its host is named.
+"""What may go over a network in the clear: nothing, unless it stays on this machine or its host is named. And how soon
+a connection that leads nowhere any more is noticed.
 
 Leads and passwords travel to PostgreSQL, Redis and the CRMs. Hosts of a private network (containers beside each other)
 are named in the environment variable LEADSYNC_PLAINTEXT_HOSTS, separated by commas.
@@ -16,6 +17,19 @@ from psycopg.conninfo import conninfo_to_dict
 from leadsync.errors import ConfigError
 
 TRUE = (True, "true", "True")  # a connection that is written as an address has texts
+# Seconds and milliseconds. A machine that loses its power or its network closes no connection: without these each end
+# would notice after hours, and PostgreSQL would keep a lost session's locks as long. With them it is half a minute.
+LIVENESS: Mapping[str, int] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+# The same at the server's end of the connection.
+SERVER_LIVENESS = (
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4 -c tcp_user_timeout=30000"
+)
 OPT_OUT = "or, for a private network only, name the host in LEADSYNC_PLAINTEXT_HOSTS"
 
 

@@ -92,7 +92,7 @@ class StackWorld:
             target["settings"] = SETTINGS
         shipped["catch_up_rows"], shipped["patience"] = 7, 1
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
-        base, state_dir = ports.free_base(30_000 + os.getpid() * 20 % 10_000), folder / "state"
+        base, state_dir = ports.free_base(22_000 + os.getpid() * 20 % 10_000), folder / "state"
         upstreams = {"state": base + 1, "hive": base + 1, "redis": base + 2}
         self.proxies = {name: Proxy(port, http=False) for name, port in upstreams.items()}
         self.proxies |= {name: Proxy(base + ports.OFFSETS[f"crm-{name}"], http=True) for name in CRMS}

@@ -18,6 +18,7 @@ import yaml
 from demo.stack import ports
 from demo.stack.stack import Stack
 from leadsync.config import load_pipeline
+from tests.support.collector import Collector
 from tests.support.receiver import Receiver
 from tests.support.simulators import Simulator
 from tests.support.world import assert_in_step
@@ -44,9 +45,8 @@ def wrong_connections(base: int) -> dict[str, str]:
 class Airflow:
     """A running stack, as a person at the UI sees it: everything goes through the public REST API."""
 
-    def __init__(self, stack: Stack, pipelines: Path, receiver: Receiver) -> None:
+    def __init__(self, stack: Stack, pipelines: Path) -> None:
         self.stack = stack
-        self.receiver = receiver
         self.pipelines = pipelines
         self.dag = "leads_sync"
         self.pipeline = load_pipeline(pipelines / "leads.yaml")
@@ -155,7 +155,23 @@ def _simulator(stack: Stack, name: str) -> Simulator:
 
 
 @pytest.fixture(scope="session")
-def airflow() -> Iterator[Airflow]:
+def receiver() -> Iterator[Receiver]:
+    """What the alerts of `airflow` go to."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """What the spans of `airflow` go to."""
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+@pytest.fixture(scope="session")
+def airflow(receiver: Receiver, collector: Collector) -> Iterator[Airflow]:
     with tempfile.TemporaryDirectory(prefix="leadsync-e2e-") as folder:
         pipelines = Path(folder) / "pipelines"
         pipelines.mkdir()
@@ -166,7 +182,6 @@ def airflow() -> Iterator[Airflow]:
         for target in shipped["destinations"].values():
             target["settings"] = {"read_timeout": 2, "connect_timeout": 0.5, "requests_per_second": 1000}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
-        receiver = Receiver()
         alerts = {"AIRFLOW_CONN_LEADSYNC_ALERTS": json.dumps({"conn_type": "generic", "password": receiver.url})}
         base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
         stack = Stack(
@@ -175,13 +190,17 @@ def airflow() -> Iterator[Airflow]:
             ROOT,
             generator=False,
             dag="leads_sync",
-            environment={"LEADSYNC_PIPELINES": str(pipelines), **wrong_connections(base), **alerts},
+            environment={
+                "LEADSYNC_PIPELINES": str(pipelines),
+                **wrong_connections(base),
+                **alerts,
+                **collector.environment,
+            },
         )
         try:
             stack.up()
-            airflow = Airflow(stack, pipelines, receiver)
+            airflow = Airflow(stack, pipelines)
             yield airflow
             airflow.hive.close()
         finally:
             stack.clean()
-            receiver.close()

@@ -9,6 +9,7 @@ import yaml
 
 from demo import lead_store
 from tests.e2e.conftest import NO_ALERTS, Airflow
+from tests.support.receiver import Receiver
 
 
 @pytest.fixture
@@ -23,15 +24,15 @@ def wanted(airflow: Airflow) -> Iterator[None]:
     airflow.at("leadsync_alerts").run()
 
 
-def test_a_test_message(airflow: Airflow) -> None:
+def test_a_test_message(airflow: Airflow, receiver: Receiver) -> None:
     checks = airflow.at("leadsync_alerts")
     checks.run(test=True)
-    (message,) = airflow.receiver.taken()
+    (message,) = receiver.taken()
     assert message["title"] == "Leadsync: test"
     assert f"{airflow.stack.ui_url}/plugin/leadsync" in message["message"]
 
 
-def test_a_crm_that_is_down_and_well_again(airflow: Airflow, wanted: None) -> None:
+def test_a_crm_that_is_down_and_well_again(airflow: Airflow, receiver: Receiver, wanted: None) -> None:
     checks = airflow.at("leadsync_alerts")
     airflow.simulators["hubspot"].faults(down=True)
     try:
@@ -41,7 +42,7 @@ def test_a_crm_that_is_down_and_well_again(airflow: Airflow, wanted: None) -> No
         check = checks.run()
     finally:
         airflow.simulators["hubspot"].faults()
-    (message,) = airflow.receiver.taken()
+    (message,) = receiver.taken()
     assert message["type"] == "warning"
     assert "hubspot (leads): " in message["message"]
     assert "s behind; 1 lead waits. Since " in message["message"]
@@ -51,7 +52,7 @@ def test_a_crm_that_is_down_and_well_again(airflow: Airflow, wanted: None) -> No
         assert private not in told
     assert airflow.wait(run_id) == "success"
     checks.run()
-    (message,) = airflow.receiver.taken()
+    (message,) = receiver.taken()
     assert message["type"] == "success"
     assert "hubspot (leads): no longer behind: " in message["message"]
     airflow.assert_in_step()

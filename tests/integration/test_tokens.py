@@ -19,8 +19,9 @@ from tests.support.simulators import Simulator
 
 from leadsync.config import Destination, load_pipeline
 from leadsync.crm import registry, tokens
+from leadsync.crm.access import Access
 from leadsync.crm.base import CRMAdapter
-from leadsync.crm.http import Access, RequestFailed
+from leadsync.crm.http import RequestFailed
 from leadsync.crm.tokens import SharedToken, TokenStore
 from leadsync.errors import AccessError, FenceLost
 from leadsync.sealing import Sealer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +25,9 @@ from pydantic import TypeAdapter
 from tests.support.scripted import Answer, Scripted, running_script
 from tests.support.servers import free_port
 
-from leadsync.crm.http import Access, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
+from leadsync.crm.access import Access, StaticToken
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
+from leadsync.crm.pacing import Pacer
 from leadsync.errors import AccessError, FenceLost, LeadsyncError, QuotaExceeded
 
 TOKEN = "s3cret-token"
@@ -321,9 +325,18 @@ def test_connections_are_kept(script: Scripted, client: Client) -> None:
     script.answers = [Answer(json=[])]
     for _ in range(3):
         client.get()
-    assert len(client.http._session.get_adapter(script.url).poolmanager.pools) == 1  # type: ignore[attr-defined]
-    (pool,) = client.http._session.get_adapter(script.url).poolmanager.pools._container.values()  # type: ignore[attr-defined]
+    pool = client.http._routes.to(script.url).pool
     assert (pool.num_connections, pool.num_requests) == (1, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system has the option")
+def test_what_the_network_holds_back_is_given_up_when_the_answer_is(script: Scripted, client: Client) -> None:
+    script.answers = [Answer(json=[])]
+    client.get()
+    pool = client.http._routes.to(script.url).pool
+    connection = pool._get_conn()
+    assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 300
+    pool._put_conn(connection)
 
 
 def test_a_lost_fence_stops_everything(script: Scripted) -> None:

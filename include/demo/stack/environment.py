@@ -88,11 +88,11 @@ def airflow(root: Path, state_dir: Path, dags: Path, base: int, postgres: Postgr
         "API__HOST": HOST,
         "API__PORT": str(base),
         "API__BASE_URL": f"http://{HOST}:{base}",
-        "API__WORKERS": "1",
+        "API__WORKERS": "2",
         "API__SECRET_KEY": secrets["airflow_api_secret_key"],
         "API_AUTH__JWT_SECRET": secrets["airflow_jwt_secret"],
         # A chain of four tasks takes 1.9 s instead of 5.5 s.
-        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.25",
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         # What a killed scheduler was running is noticed and retried within a minute, not within five.
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",

@@ -48,17 +48,22 @@ def is_free(port: int) -> bool:
 def free_base(start: int) -> int:
     """The first base from `start` on, in steps of 20, all of whose ports are free."""
     for base in range(start, 65500, 20):
-        if all(is_free(base + offset) for offset in OFFSETS.values()):
+        if not taken(base):
             return base
     raise StackError(f"no run of free ports from {start} on")
 
 
+def taken(base: int) -> dict[str, int]:
+    """Program → port, of the ports that are not free."""
+    return {name: base + offset for name, offset in OFFSETS.items() if not is_free(base + offset)}
+
+
 def check_free(base: int) -> None:
     """Raises StackError that names every port that is taken, who holds it where that can be seen, and the remedy."""
-    taken = [(name, base + offset) for name, offset in OFFSETS.items() if not is_free(base + offset)]
-    if not taken:
+    held = taken(base)
+    if not held:
         return
-    lines = [f"  {port} ({name}) is taken by {_holder(port)}" for name, port in taken]
+    lines = [f"  {port} ({name}) is taken by {_holder(port)}" for name, port in held.items()]
     remedy = f"end what holds them, or choose another base: {VARIABLE}={free_base(base + 20)} make up"
     raise StackError("\n".join(["nothing was started, for these ports are not free:", *lines, remedy]))
 

@@ -111,11 +111,11 @@ class Stack(Layout):
             if not self._stop(progress):
                 progress("Leadsync is not running")
                 return
-            held = [
-                port for offset in ports.OFFSETS.values() if not ports.is_free(port := self.settings.base_port + offset)
-            ]
+            # The kernel closes the sockets of a process that was killed a moment after it is gone.
+            while (held := ports.taken(self.settings.base_port)) and time.monotonic() < started + 30:
+                time.sleep(0.05)
             if held:
-                raise StackError(f"every process has ended, but ports are held by others: {held}")
+                raise StackError(f"every process has ended, but ports are held by others: {list(held.values())}")
             progress(f"stopped: no process and no port is left ({time.monotonic() - started:.1f} s)")
 
     def clean(self, progress: Progress = print) -> None:

@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from leadsync.budget import Account, Budget, Limit, account_key, rate
 from leadsync.config import Destination
 from leadsync.crm import values
-from leadsync.crm.http import Access, Credentials, HTTPClient, Pacer, Reply, RequestFailed, StaticToken
+from leadsync.crm.access import Access, Credentials, StaticToken
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
 from leadsync.crm.login import Login
+from leadsync.crm.pacing import Pacer
 from leadsync.crm.tokens import SharedToken, TokenStore
 from leadsync.errors import AccessError, ConfigError, FailNow, LeadsyncError
 from leadsync.metering import Meter, Quota

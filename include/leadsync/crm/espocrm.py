@@ -26,8 +26,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from leadsync.budget import Limit
 from leadsync.crm import values
+from leadsync.crm.access import Access, Credentials, StaticToken
 from leadsync.crm.base import CRMAdapter, batches
-from leadsync.crm.http import Access, Credentials, Reply, RequestFailed, StaticToken
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.singly import one_by_one, unfit_id, unless_gone
 from leadsync.errors import AccessError, LeadsyncError
 from leadsync.models import Lead, Outcome, Record, Status

@@ -26,9 +26,10 @@ from pydantic import BaseModel, Field, TypeAdapter
 from leadsync.budget import Limit
 from leadsync.config import Destination
 from leadsync.crm import values
+from leadsync.crm.access import Credentials
 from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint, Settings, batches
 from leadsync.crm.fxiaoke_api import ANSWER, DENIED, NOT_BOUGHT, SPENT, Answer, AppLogin, code_of, told, traced
-from leadsync.crm.http import Credentials, Reply
+from leadsync.crm.http import Reply
 from leadsync.crm.singly import one_by_one
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.models import Lead, Outcome, Record, Status

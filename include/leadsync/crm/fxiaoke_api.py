@@ -8,8 +8,9 @@ from uuid import uuid4
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from leadsync.crm.access import Access
 from leadsync.crm.base import Endpoint
-from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
 from leadsync.crm.login import Login
 
 # Everything is told in a 200: the HTTP statuses that the codes deserve. All others are about the data. The published

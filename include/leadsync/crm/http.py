@@ -7,42 +7,38 @@ reply is the load's business. No text made here holds an address, a header or a 
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
 from ssl import SSLCertVerificationError, SSLError
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from leadsync.crm.access import Credentials
+from leadsync.crm.pacing import Pace
+from leadsync.crm.routes import Route, Routes
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded, Unavailable
-from leadsync.transport import OPT_OUT, may_be_plain
 
 if TYPE_CHECKING:
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+    from urllib3 import BaseHTTPResponse
 
 T = TypeVar("T")
 
 TRIES = 3  # of a request that was throttled
 FIRST_WAIT = 1.0  # seconds, where the CRM does not say how long; the second wait is four times that
 LONGEST_WAIT = 10.0  # seconds; longer throttling is the load's to wait out
-LONGEST_RETRY_AFTER = (
-    7 * 86_400.0
-)  # seconds; no quota takes longer to fill, and what a proxy makes up may be any number
+# Seconds; no quota takes longer to fill, and what a proxy makes up may be any number.
+LONGEST_RETRY_AFTER = 7 * 86_400.0
 LARGEST_REPLY = 64 * 1024 * 1024  # bytes
 LONGEST_NONSENSE = 64 * 1024  # bytes of a reply that makes no sense that are looked at
 # PostgreSQL keeps no NUL, so what a CRM calls an id or a code must not hold one, and nothing sent ever did. An even
 # number of backslashes before it are characters of their own.
 NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
-MOST_CONNECTIONS = 64  # the most `in_flight` that a pipeline file may ask for
 # The adapter reads these; what is not here, and no success, has one meaning for every CRM.
 ADAPTER_JUDGES = frozenset({400, 409, 413, 422})
 PASSING = frozenset({408, 423, 425, 429})
@@ -111,73 +107,6 @@ class Reply:
         return RequestFailed("the CRM's reply makes no sense", "malformed_reply", reply=text)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Where to send requests, and what opens the door: a bearer token, unless the vendor wants `headers` of its own.
-
-    `lifetime` is in seconds from the login on, None where nobody says.
-    """
-
-    url: str
-    token: str = field(repr=False)
-    headers: Mapping[str, str] | None = field(default=None, repr=False)
-    lifetime: float | None = field(default=None, compare=False)
-
-    @property
-    def authorization(self) -> Mapping[str, str]:
-        """The headers that each request carries."""
-        return {"Authorization": f"Bearer {self.token}"} if self.headers is None else self.headers
-
-
-class Credentials(Protocol):
-    def access(self) -> Access:
-        """Logs in where that is needed and not done yet."""
-
-    def renew(self, refused: Access) -> Access:
-        """Logs in again, unless another thread did since. Raises AccessError where there is no login."""
-
-
-class StaticToken:
-    """A token that does not expire and can't be renewed."""
-
-    def __init__(self, who: str, access: Access) -> None:
-        self._who = who
-        self._access = access
-
-    def access(self) -> Access:
-        return self._access
-
-    def renew(self, refused: Access) -> Access:
-        raise AccessError(f"{self._who} refuses the token (401): put a valid one into the connection's password")
-
-
-class Pace(Protocol):
-    def wait(self) -> None:
-        """Returns when one more request may be sent."""
-
-
-class Pacer:
-    """Spaces the requests of one process evenly, where there is no budget that all share; for all its threads."""
-
-    def __init__(
-        self, rate: float, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self._interval = 1 / rate
-        self._clock = clock
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._next = clock()
-
-    def wait(self) -> None:
-        """Returns when one more request may be sent."""
-        with self._lock:
-            now = self._clock()
-            slot = max(self._next, now)
-            self._next = slot + self._interval
-        if slot > now:
-            self._sleep(slot - now)
-
-
 class HTTPClient:
     """One per adapter, used by all its threads.
 
@@ -211,16 +140,16 @@ class HTTPClient:
         self._observe = observe
         self.sleep = sleep
         self.throttled: Callable[[float, bool], None] = lambda seconds, spent: None
-        self._session = _session()
-        self._routes: dict[str, _Route] = {}
+        self._routes = Routes(who, connect_timeout, read_timeout)
 
     @property
     def longest_request(self) -> float:
         """Seconds from `before_request` to the end of the request, at most.
 
         Connecting to two addresses (IPv6 and IPv4) and sending take a connect time-out each. The answer is read with
-        a deadline that is looked at between two reads, so one more time-out may pass. Not bounded: looking up the
-        name, and headers that dribble in; by then the CRM has had the whole request.
+        a deadline that is looked at between two reads, so one more time-out may pass. What a network holds back is
+        given up by the kernel after a read time-out, also when this process is gone (on Linux). Not bounded: looking
+        up the name, and headers that dribble in; by then the CRM has had the whole request.
         """
         connect, read = self._timeouts
         return 3 * connect + 2 * read
@@ -297,7 +226,7 @@ class HTTPClient:
                     f"{self._who}: the header {name} would hold what HTTP does not allow there: correct the token or "
                     "the credentials in the connection"
                 )
-        route = self._routes.get(urlsplit(url).netloc) or self._find_route(url)
+        route = self._routes.to(url)
         self._pace.wait()
         self._before_request()
         began = time.monotonic()
@@ -311,7 +240,7 @@ class HTTPClient:
         self._observe(reply.status, seconds, reply.headers)
         return reply
 
-    def _exchange(self, route: _Route, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+    def _exchange(self, route: Route, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         from urllib3.exceptions import HTTPError
 
         deadline = time.monotonic() + self.longest_request - self._timeouts[1]
@@ -331,35 +260,7 @@ class HTTPClient:
             raise self._no_reply(error) from None
 
     def close(self) -> None:
-        self._session.close()
-
-    def _find_route(self, url: str) -> _Route:
-        """How requests would get there: by its rules for proxies and certificates of the environment."""
-        import requests
-        from requests.utils import select_proxy
-        from urllib3 import Timeout
-
-        parts = urlsplit(url)
-        if parts.scheme == "http" and not may_be_plain(parts.hostname):
-            raise AccessError(
-                f"{self._who}: leads and credentials would go to {parts.hostname} in the clear: give an address that "
-                f"begins with https://, {OPT_OUT}"
-            )
-        session = self._session
-        request = requests.Request("GET", url).prepare()
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        adapter = cast("HTTPAdapter", session.get_adapter(url))
-        pool = adapter.get_connection_with_tls_context(
-            request, found["verify"], proxies=found["proxies"], cert=found["cert"]
-        )
-        proxied = adapter.request_url(request, found["proxies"]).startswith("http")
-        proxy = select_proxy(url, found["proxies"]) if proxied else None
-        headers = adapter.proxy_headers(proxy) if proxy else {}
-        connect, read = self._timeouts
-        route = _Route(
-            cast("HTTPConnectionPool", pool), headers, Timeout(connect=connect, read=read), whole_url=proxied
-        )
-        return self._routes.setdefault(urlsplit(url).netloc, route)
+        self._routes.close()
 
     def _read(self, response: BaseHTTPResponse, deadline: float) -> bytes:
         body = bytearray()
@@ -411,32 +312,6 @@ class HTTPClient:
             return RequestFailed(f"{self._who} did not answer in time", "timeout", sent=not unsent)
         what = "can't be reached" if unsent else "closed the connection"
         return RequestFailed(f"{self._who} {what}", "connection", sent=not unsent)
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """Connections to one host, or through a proxy that wants whole URLs."""
-
-    pool: HTTPConnectionPool
-    headers: Mapping[str, str]
-    timeout: Timeout
-    whole_url: bool
-
-    def target(self, url: str) -> str:
-        parts = urlsplit(url)
-        return url if self.whole_url else f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
-
-
-def _session() -> requests.Session:
-    # Imported here, for adapters are imported when a DAG is parsed and requests takes a tenth of a second.
-    import requests
-    from requests.adapters import HTTPAdapter
-
-    session = requests.Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # shared by threads: keep it without state
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=MOST_CONNECTIONS, max_retries=0))
-    return session
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
-from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed, StaticToken
+from leadsync.crm.access import Access, StaticToken
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
 from leadsync.errors import AccessError
 
 

@@ -29,8 +29,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from leadsync.budget import Limit
 from leadsync.crm import values
+from leadsync.crm.access import Access, Credentials
 from leadsync.crm.base import CRMAdapter, Settings, batches
-from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.login import TokenLogin
 from leadsync.crm.singly import one_by_one, unfit_id
 from leadsync.errors import AccessError

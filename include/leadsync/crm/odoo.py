@@ -22,8 +22,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from leadsync.budget import Limit
 from leadsync.crm import values
+from leadsync.crm.access import Credentials
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
-from leadsync.crm.http import Credentials, Reply, RequestFailed
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.odoo_rpc import FAULT, Fault, OdooRPC
 from leadsync.crm.odoo_values import cell, encoded, held
 from leadsync.errors import AccessError, LeadsyncError

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from leadsync.crm.access import Access, StaticToken
 from leadsync.crm.base import BatchRefused, Endpoint
-from leadsync.crm.http import Access, HTTPClient, Reply, RequestFailed, StaticToken
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
 from leadsync.errors import AccessError, LeadsyncError
 
 T = TypeVar("T")

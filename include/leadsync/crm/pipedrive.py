@@ -24,8 +24,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from leadsync.budget import Limit
+from leadsync.crm.access import Access, Credentials, StaticToken
 from leadsync.crm.base import CRMAdapter
-from leadsync.crm.http import Access, Credentials, Reply, RequestFailed, StaticToken
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.pipedrive_records import CONTACTS, KINDS, LINKS, ONE, Kind, Records
 from leadsync.crm.singly import one_by_one, unfit_id, unless_gone
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded

@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 
 from leadsync.crm import values
+from leadsync.crm.access import Access, Credentials
 from leadsync.crm.base import NAME, BatchRefused, CRMAdapter
-from leadsync.crm.http import ADAPTER_JUDGES, Access, Credentials, Reply, RequestFailed
+from leadsync.crm.http import ADAPTER_JUDGES, Reply, RequestFailed
 from leadsync.crm.login import FixedHeaders, TokenLogin, token_for
 from leadsync.crm.rest_settings import Batch, Call, Errors, Results
 from leadsync.crm.template import filled, filled_path, filled_text, find, find_all

@@ -22,8 +22,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from leadsync.budget import Limit
 from leadsync.crm import values
+from leadsync.crm.access import Access, Credentials
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
-from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.login import TokenLogin
 from leadsync.crm.salesforce_bulk import DISABLED, ROWS, Bulk
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded

@@ -19,7 +19,7 @@ import orjson
 import redis
 import structlog
 
-from leadsync.crm.http import Access
+from leadsync.crm.access import Access
 from leadsync.errors import SnapshotError
 from leadsync.sealing import Sealer
 

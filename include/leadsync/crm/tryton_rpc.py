@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from leadsync.crm.access import Access, Credentials
 from leadsync.crm.base import BatchRefused, CRMAdapter, Endpoint
-from leadsync.crm.http import Access, Credentials, HTTPClient, Reply, RequestFailed
+from leadsync.crm.http import HTTPClient, Reply, RequestFailed
 from leadsync.crm.login import Login
 from leadsync.errors import AccessError, LeadsyncError
 

@@ -25,8 +25,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from leadsync.budget import Limit
 from leadsync.crm import values
+from leadsync.crm.access import Access, Credentials
 from leadsync.crm.base import BatchRefused, CRMAdapter, Settings, batches
-from leadsync.crm.http import Access, Credentials, Reply, RequestFailed
+from leadsync.crm.http import Reply, RequestFailed
 from leadsync.crm.login import NoLogin, TokenLogin
 from leadsync.errors import AccessError, LeadsyncError, QuotaExceeded
 from leadsync.metering import Quota

@@ -1,0 +1,138 @@
+"""Celery workers on two machines with addresses of their own: they share the work, and one of them is lost.
+
+The tests go over one stack in order; each ends in step. `make test-machines` runs them where links may be cut.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demo.stack import ports
+from demo.stack.layout import Layout, Settings
+from demo.stack.stack import Stack
+from tests.e2e.conftest import NO_ALERTS, ROOT, Airflow
+from tests.machines.machine import Machine
+
+SLOTS = 4  # of each worker: half of the loads of a large window
+REQUESTS = 20.0  # a second and CRM, so that a load lasts
+
+
+@pytest.fixture(scope="module")
+def airflow() -> Iterator[Airflow]:
+    """A stack whose tasks go to Celery, with no worker."""
+    with tempfile.TemporaryDirectory(prefix="leadsync-machines-") as folder:
+        pipelines, state = Path(folder) / "pipelines", Path(folder) / "state"
+        pipelines.mkdir()
+        shipped = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
+        shipped |= {
+            "schedule": {"cron": None, "watch": None},
+            "alerts": NO_ALERTS,
+            "shard_rows": 3000,
+            "patience": 3600,
+        }
+        for target in shipped["destinations"].values():
+            target["settings"] = {"requests_per_second": REQUESTS, "read_timeout": 5, "connect_timeout": 1}
+        (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
+        base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
+        valkey = Layout(state, Settings(str(ROOT), base, str(ROOT / "dags"))).redis_url
+        celery = {
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__CELERY__BROKER_URL": valkey.removesuffix("/0") + "/1",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(SLOTS),
+            "LEADSYNC_PIPELINES": str(pipelines),
+        }
+        stack = Stack(state, base, ROOT, generator=False, dag="leads_sync", environment=celery)
+        try:
+            stack.up()
+            airflow = Airflow(stack, pipelines)
+            yield airflow
+            airflow.hive.close()
+        finally:
+            stack.clean()
+
+
+@pytest.fixture(scope="module")
+def machines(airflow: Airflow) -> Iterator[list[Machine]]:
+    """Two with a worker each."""
+    machines = [Machine(1), Machine(2)]
+    command = [sys.executable, "-m", "airflow", "celery", "worker", "--skip-serve-logs"]
+    for machine in machines:
+        home = airflow.stack.state_dir / machine.name
+        environment = {**airflow.stack.environment(), "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs")}
+        home.mkdir()
+        machine.start(command, environment, home / "worker.log")
+    yield machines
+    for machine in machines:
+        machine.close()
+
+
+def fill(airflow: Airflow, appkey: str, count: int) -> None:
+    """With long answers, so that a few thousand leads are several chunks of a snapshot, and so several shards."""
+    airflow.hive.execute(
+        "INSERT INTO customer (appkey, uid, name, answers) SELECT %s, n, 'Lead ' || n, "
+        "jsonb_build_object('note', repeat('n', 500)) FROM generate_series(1, %s) n",
+        (appkey, count),
+    )
+
+
+def change(airflow: Airflow, appkey: str) -> None:
+    """A newer state of every lead."""
+    airflow.hive.execute("UPDATE customer SET name = 'Changed ' || uid WHERE appkey = %s", (appkey,))
+
+
+def loads(airflow: Airflow, run_id: str) -> list[dict[str, Any]]:
+    return [task for task in airflow.task_instances(run_id) if task["task_id"] == "load"]
+
+
+def test_a_large_window_is_loaded_by_both_machines(airflow: Airflow, machines: list[Machine]) -> None:
+    fill(airflow, "BOTH", 12_000)
+    run_id = airflow.run()
+    tasks = loads(airflow, run_id)
+    assert len(tasks) == 8
+    assert {task["hostname"] for task in tasks} == {machine.name for machine in machines}
+    airflow.assert_in_step()
+
+
+def test_a_machine_that_loses_its_link_and_then_its_power(airflow: Airflow, machines: list[Machine]) -> None:
+    lost, other = machines
+    fill(airflow, "LOST", 12_000)
+    hubspot = airflow.simulators["hubspot"]
+    before = len(hubspot.records())
+    run_id = airflow.trigger()
+    airflow.until(lambda: len(hubspot.records()) > before, "nothing arrives")
+
+    def on(machine: Machine) -> list[dict[str, Any]]:
+        return [task for task in loads(airflow, run_id) if task["hostname"] == machine.name]
+
+    airflow.until(lambda: len([task for task in on(lost) if task["state"] == "running"]) > 1, "nothing runs there")
+    lost.cut()
+    began = time.monotonic()
+    cut = on(lost)
+    # Its tasks are still at work for all that anybody knows, until they have given no sign for a minute.
+    indexes = {task["map_index"] for task in cut if task["state"] == "running"}
+    airflow.until(
+        lambda: indexes <= {task["map_index"] for task in on(other)}, "nobody takes the work over", seconds=300
+    )
+    print(f"\nits work goes on elsewhere after {time.monotonic() - began:.0f} s")
+    assert airflow.wait(run_id, seconds=400) == "success", airflow.tasks(run_id)
+    print(f"the run has ended after {time.monotonic() - began:.0f} s")
+    airflow.assert_in_step()
+    # What it had on its way when the link was cut is not to come after what was sent since.
+    change(airflow, "LOST")
+    airflow.run()
+    lost.mend()
+    time.sleep(10)
+    airflow.assert_in_step()
+    lost.kill()
+    fill(airflow, "LATER", 500)
+    airflow.run()
+    airflow.assert_in_step()
