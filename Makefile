@@ -49,12 +49,13 @@ lint-compose:
 test: $(STAMP) ## every test; needs nothing running and leaves nothing running
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-airflow test-rest
 
-# Side by side: with Airflow's processes a test waits most of the time, without them it counts.
+# Side by side, for a test waits most of the time.
 test-airflow: $(STAMP)
 	$(BIN)/pytest tests/e2e
 
+# A file's tests stay together: they share servers.
 test-rest: $(STAMP)
-	$(BIN)/pytest --ignore=tests/e2e --ignore=tests/compose --ignore=tests/machines
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore=tests/e2e --ignore=tests/compose --ignore=tests/machines
 
 test-compose: $(STAMP) ## docker-compose.yaml brought up for real; LEADSYNC_COMPOSE is the compose command, else `docker compose`
 	$(BIN)/pytest tests/compose

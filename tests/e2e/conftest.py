@@ -72,11 +72,11 @@ class Airflow:
         other.dag = dag
         return other
 
-    def until(self, done: Callable[[], bool], complaint: str, *, seconds: float = 150) -> None:
+    def until(self, done: Callable[[], bool], complaint: str | Callable[[], str], *, seconds: float = 150) -> None:
         """Waits until something is so."""
         until = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < until, complaint
+            assert time.monotonic() < until, complaint if isinstance(complaint, str) else complaint()
             time.sleep(0.3)
 
     def trigger(self, **conf: Any) -> str:
@@ -93,8 +93,15 @@ class Airflow:
         def state() -> str:
             return str(self.stack.api("GET", f"/dags/{self.dag}/dagRuns/{run_id}").json()["state"])
 
-        self.until(lambda: state() in ENDED, f"run {run_id} has not ended", seconds=seconds)
+        self.until(lambda: state() in ENDED, lambda: f"not ended: {self.states(run_id)}", seconds=seconds)
         return state()
+
+    def states(self, run_id: str) -> dict[str, tuple[Any, ...]]:
+        """Task → its state, which try, and where."""
+        return {
+            f"{task['task_id']} {task['map_index']}": (task["state"], task["try_number"], task["hostname"])
+            for task in self.task_instances(run_id)
+        }
 
     def run(self, **conf: Any) -> str:
         """A run that succeeds; returns its id."""

@@ -23,7 +23,7 @@ from tests.e2e.conftest import NO_ALERTS, ROOT, Airflow
 from tests.machines.machine import Machine
 
 SLOTS = 4  # of each worker: half of the loads of a large window
-REQUESTS = 20.0  # a second and CRM, so that a load lasts
+REQUESTS = 5.0  # a second and CRM, so that a load lasts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def airflow() -> Iterator[Airflow]:
         shipped |= {
             "schedule": {"cron": None, "watch": None},
             "alerts": NO_ALERTS,
-            "shard_rows": 3000,
+            "shard_rows": 1500,
             "patience": 3600,
         }
         for target in shipped["destinations"].values():
@@ -79,7 +79,7 @@ def fill(airflow: Airflow, appkey: str, count: int) -> None:
     """With long answers, so that a few thousand leads are several chunks of a snapshot, and so several shards."""
     airflow.hive.execute(
         "INSERT INTO customer (appkey, uid, name, answers) SELECT %s, n, 'Lead ' || n, "
-        "jsonb_build_object('note', repeat('n', 500)) FROM generate_series(1, %s) n",
+        "jsonb_build_object('note', repeat('n', 1000)) FROM generate_series(1, %s) n",
         (appkey, count),
     )
 
@@ -94,7 +94,7 @@ def loads(airflow: Airflow, run_id: str) -> list[dict[str, Any]]:
 
 
 def test_a_large_window_is_loaded_by_both_machines(airflow: Airflow, machines: list[Machine]) -> None:
-    fill(airflow, "BOTH", 12_000)
+    fill(airflow, "BOTH", 6_000)
     run_id = airflow.run()
     tasks = loads(airflow, run_id)
     assert len(tasks) == 8
@@ -104,21 +104,22 @@ def test_a_large_window_is_loaded_by_both_machines(airflow: Airflow, machines: l
 
 def test_a_machine_that_loses_its_link_and_then_its_power(airflow: Airflow, machines: list[Machine]) -> None:
     lost, other = machines
-    fill(airflow, "LOST", 12_000)
+    fill(airflow, "LOST", 6_000)
     hubspot = airflow.simulators["hubspot"]
-    before = len(hubspot.records())
+    before = hubspot.stats()["requests"]
     run_id = airflow.trigger()
-    airflow.until(lambda: len(hubspot.records()) > before, "nothing arrives")
+    airflow.until(lambda: hubspot.stats()["requests"] > before, "nothing arrives")
 
     def on(machine: Machine) -> list[dict[str, Any]]:
         return [task for task in loads(airflow, run_id) if task["hostname"] == machine.name]
 
-    airflow.until(lambda: len([task for task in on(lost) if task["state"] == "running"]) > 1, "nothing runs there")
+    # What it has taken and not begun yet comes back only after `[scheduler] task_queued_timeout`, ten minutes.
+    airflow.until(lambda: {task["state"] for task in loads(airflow, run_id)} <= {"running", "success"}, "not at work")
     lost.cut()
     began = time.monotonic()
-    cut = on(lost)
     # Its tasks are still at work for all that anybody knows, until they have given no sign for a minute.
-    indexes = {task["map_index"] for task in cut if task["state"] == "running"}
+    indexes = {task["map_index"] for task in on(lost) if task["state"] == "running"}
+    assert indexes
     airflow.until(
         lambda: indexes <= {task["map_index"] for task in on(other)}, "nobody takes the work over", seconds=300
     )

@@ -88,7 +88,7 @@ def airflow(root: Path, state_dir: Path, dags: Path, base: int, postgres: Postgr
         "API__HOST": HOST,
         "API__PORT": str(base),
         "API__BASE_URL": f"http://{HOST}:{base}",
-        "API__WORKERS": "2",
+        "API__WORKERS": "1",
         "API__SECRET_KEY": secrets["airflow_api_secret_key"],
         "API_AUTH__JWT_SECRET": secrets["airflow_jwt_secret"],
         # A chain of four tasks takes 1.9 s instead of 5.5 s.
