@@ -53,9 +53,10 @@ test: $(STAMP) ## every test; needs nothing running and leaves nothing running
 test-airflow: $(STAMP)
 	$(BIN)/pytest tests/e2e
 
-# A file's tests stay together: they share servers.
+# A file's tests stay together: they share servers. Those of tests/stack start everything anew again and again.
 test-rest: $(STAMP)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --ignore=tests/e2e --ignore=tests/compose --ignore=tests/machines
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(addprefix --ignore=tests/,e2e stack compose machines)
+	$(BIN)/pytest tests/stack
 
 test-compose: $(STAMP) ## docker-compose.yaml brought up for real; LEADSYNC_COMPOSE is the compose command, else `docker compose`
 	$(BIN)/pytest tests/compose

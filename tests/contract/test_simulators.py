@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,19 @@ def test_reset_forgets_everything(simulator: Simulator, client: Client) -> None:
     assert simulator.stats() == {
         "records": 0, "deleted": 0, "doubled": 0, "journal": 0, "requests": 0, "by_status": {}
     }  # fmt: skip
+
+
+def test_reset_drops_what_is_under_way(simulator: Simulator, client: Client) -> None:
+    simulator.faults(latency=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(client.upsert, "A:1")
+        while not simulator.stats()["requests"]:
+            time.sleep(0.01)
+        simulator.reset()
+        with pytest.raises(requests.RequestException):
+            late.result()
+    assert simulator.records() == {}
+    assert simulator.stats()["requests"] == 0
 
 
 @pytest.mark.parametrize("what", ["faults", "reset"])

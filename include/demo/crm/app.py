@@ -37,6 +37,7 @@ class Counters:
 
     requests: int = 0
     by_status: Counter[str] = field(default_factory=Counter)
+    resets: int = 0
 
 
 class App:
@@ -68,6 +69,7 @@ class App:
         """None where the connection is to be dropped."""
         vendor, faults = self._vendor, self._vendor.faults
         self._counters.requests += 1
+        resets = self._counters.resets
         if faults.active.down:
             return None
         try:
@@ -76,6 +78,8 @@ class App:
             return None
         if faults.active.latency:
             await asyncio.sleep(faults.active.latency)
+        if resets != self._counters.resets:
+            return None  # it belongs to what was forgotten
         if faults.active.proxy_page:
             return HTTPResponse(b"<html>not for you</html>", faults.active.proxy_page, media_type="text/html")
         if http.url.path != vendor.login_path:
@@ -209,11 +213,12 @@ class DemoAPI:
         return _json(self._faults())
 
     async def reset(self, request: HTTPRequest) -> HTTPResponse:
-        """Empties records, journal, faults and counters."""
+        """Empties records, journal, faults and counters, and drops what is under way."""
         if _foreign(request):
             return _json({"error": "sent by another site"}, 403)
         self._store.reset()
         self._vendor.faults.set({})
+        self._counters.resets += 1
         self._counters.requests = 0
         self._counters.by_status.clear()
         return _json({"status": "ok"})
