@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from croniter import croniter
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -187,13 +188,22 @@ class Destination(_Model):
         return self.connection or f"crm_{self.name}"
 
 
+def _is_cron(value: str) -> str:
+    if not croniter.is_valid(value):
+        raise ValueError(f"{value!r} is no cron expression")
+    return value
+
+
+Cron = Annotated[str, AfterValidator(_is_cron)]
+
+
 class Schedule(_Model):
     """When the pipeline runs: as soon as there are changes, and beside that at fixed times."""
 
     watch: float | None = Field(
         1.0, ge=0.1, le=3600, description="seconds between two looks for changes in the lead store; null: nobody looks"
     )
-    cron: str | None = Field(
+    cron: Cron | None = Field(
         "* * * * *",
         description="as Airflow reads it: tries again what failed, and Airflow's own backfills; null: never",
     )
@@ -231,17 +241,10 @@ class Reconcile(_Model):
     these defaults every lead is looked at within twenty nights, for a twentieth of the requests of a full comparison.
     """
 
-    cron: str | None = Field("17 3 * * *", description="in UTC; null: by hand only")
+    cron: Cron | None = Field("17 3 * * *", description="in UTC; null: by hand only")
     recent_days: float = Field(2, ge=0, description="leads that changed within so many days are all looked at")
     sample: float = Field(0.05, ge=0, le=1, description="share of the other leads that one night looks at")
     repair: bool = Field(False, description="whether what is wrong is also mended")
-
-    @field_validator("cron")
-    @classmethod
-    def _is_cron(cls, value: str | None) -> str | None:
-        if value is not None and not croniter.is_valid(value):
-            raise ValueError(f"{value!r} is no cron expression")
-        return value
 
 
 class Alerts(_Model):

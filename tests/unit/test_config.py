@@ -67,6 +67,7 @@ def test_the_shipped_pipeline_is_right() -> None:
             "    on_delete: archive\n    crm_owned: [phone, fax]",
             r"destinations.hubspot: `crm_owned` names 'fax', which is no field; fields: email, firstname",
         ),
+        ('cron: "* * * * *"', "cron: hourly", "schedule.cron: 'hourly' is no cron expression"),
         ("schedule:", "reconcile:\n  cron: nightly\nschedule:", r"reconcile.cron: 'nightly' is no cron expression"),
         ("schedule:", "alerts:\n  quota_left: 90\nschedule:", r"alerts.quota_left: Input should be less than or equal"),
         ("schedule:", "alerts:\n  dead_letters: 0\nschedule:", r"alerts.dead_letters: Input should be greater than"),
