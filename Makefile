@@ -62,6 +62,7 @@ test-compose: $(STAMP) ## docker-compose.yaml brought up for real; LEADSYNC_COMP
 	$(BIN)/pytest tests/compose
 
 # In a namespace of its own, with which links and rules end. It makes more of them: workers' machines.
+test-machines: export PATH := $(PATH):/usr/sbin:/sbin
 test-machines: $(STAMP) ## Celery workers on machines of their own, one of which is lost (needs root, iproute2 and iptables)
 	@for need in unshare ip iptables; do command -v $$need > /dev/null || { echo "no $$need here: apt-get install iproute2 iptables util-linux"; exit 1; }; done
 	@test "$$(id -u)" = 0 || { echo "links between machines are made by root alone: run it as root"; exit 1; }
