@@ -27,8 +27,8 @@ LIVENESS: Mapping[str, int] = {
     "tcp_user_timeout": 30_000,
 }
 # The same at the server's end of the connection.
-SERVER_LIVENESS = (
-    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=4 -c tcp_user_timeout=30000"
+SERVER_LIVENESS = " ".join(
+    f"-c tcp_{name.removeprefix('tcp_')}={value}" for name, value in LIVENESS.items() if name != "connect_timeout"
 )
 OPT_OUT = "or, for a private network only, name the host in LEADSYNC_PLAINTEXT_HOSTS"
 

@@ -241,7 +241,7 @@ def test_reset_forgets_everything(simulator: Simulator, client: Client) -> None:
 
 
 def test_reset_drops_what_is_under_way(simulator: Simulator, client: Client) -> None:
-    simulator.faults(latency=0.5)
+    simulator.faults(latency=2)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(client.upsert, "A:1")
         while not simulator.stats()["requests"]:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,18 @@ def _simulator(stack: Stack, name: str) -> Simulator:
     return simulator
 
 
+@contextmanager
+def running(stack: Stack, pipelines: Path) -> Iterator[Airflow]:
+    """The handle on a stack that is started, and deleted at the end."""
+    try:
+        stack.up()
+        airflow = Airflow(stack, pipelines)
+        yield airflow
+        airflow.hive.close()
+    finally:
+        stack.clean()
+
+
 @pytest.fixture(scope="session")
 def receiver() -> Iterator[Receiver]:
     """What the alerts of `airflow` go to."""
@@ -204,10 +217,5 @@ def airflow(receiver: Receiver, collector: Collector) -> Iterator[Airflow]:
                 **collector.environment,
             },
         )
-        try:
-            stack.up()
-            airflow = Airflow(stack, pipelines)
+        with running(stack, pipelines) as airflow:
             yield airflow
-            airflow.hive.close()
-        finally:
-            stack.clean()

@@ -20,7 +20,7 @@ import yaml
 from demo.stack import ports
 from demo.stack.layout import Layout, Settings
 from demo.stack.stack import Stack
-from tests.e2e.conftest import NO_ALERTS, ROOT, Airflow
+from tests.e2e.conftest import NO_ALERTS, ROOT, Airflow, running
 from tests.machines.machine import Machine
 
 SLOTS = 4  # of each worker: half of the loads of a large window
@@ -54,13 +54,8 @@ def airflow() -> Iterator[Airflow]:
             "LEADSYNC_PIPELINES": str(pipelines),
         }
         stack = Stack(state, base, checkout, generator=False, dag="leads_sync", environment=celery)
-        try:
-            stack.up()
-            airflow = Airflow(stack, pipelines)
+        with running(stack, pipelines) as airflow:
             yield airflow
-            airflow.hive.close()
-        finally:
-            stack.clean()
 
 
 @pytest.fixture(scope="module")
