@@ -25,6 +25,7 @@ PUBLISHED = {
     "crm-hubspot": "LEADSYNC_DEMO_HUBSPOT_PORT",
     "crm-salesforce": "LEADSYNC_DEMO_SALESFORCE_PORT",
     "lead-store": "LEADSYNC_TEST_STORE_PORT",
+    "grafana": "LEADSYNC_GRAFANA_PORT",
 }
 PATIENCE = 120  # seconds; so long the API server may be away while something under it is restarted
 

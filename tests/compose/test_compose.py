@@ -1,11 +1,6 @@
-"""`docker compose up`, for real. The tests share one project and go over it in order; each ends in step.
-
-LEADSYNC_COMPOSE is the compose command to use, `docker compose` by default.
-"""
+"""`docker compose up`, for real. The tests share one project and go over it in order; each ends in step."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -19,33 +14,6 @@ pytestmark = pytest.mark.timeout(3600)
 
 ONE_SHOT = {"init", "demo-init"}
 RUN_SECONDS = 420
-
-
-@pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    compose = Compose(tmp_path_factory.mktemp("compose"))
-    try:
-        compose("build", "init")
-        yield compose
-    finally:
-        compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
-
-
-@pytest.fixture(scope="module")
-def running(compose: Compose) -> Iterator[Airflow]:
-    compose.up()
-    airflow = Airflow(compose, compose.pipelines)  # type: ignore[arg-type]
-    airflow.until(lambda: compose.api("GET", "/dags/leads_sync").ok, "the DAG is not known")
-    yield airflow
-    airflow.hive.close()
-
-
-@pytest.fixture
-def airflow(running: Airflow) -> Airflow:
-    """In step, with faults switched off."""
-    for simulator in running.simulators.values():
-        simulator.faults()
-    return running
 
 
 def fill(airflow: Airflow, appkey: str, count: int) -> None:
