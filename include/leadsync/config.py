@@ -287,7 +287,7 @@ class Pipeline(_Model):
     )
     catch_up_rows: int = Field(50_000, ge=1, description="rows a run for a destination that lags behind the others")
     shard_rows: int = Field(
-        250_000, ge=1, description="rows of a window for one task of a destination; more are shared among several"
+        50_000, ge=1, description="rows of a window for one task of a destination; more are shared among several"
     )
     max_shards: int = Field(4, ge=1, le=64, description="tasks that load one destination at once, at most")
     snapshot_ttl_hours: float = Field(168, gt=0, description="hours after which a snapshot is gone in any case")
