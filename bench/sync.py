@@ -1,6 +1,6 @@
 """`python -m bench.sync [--resend | --again]`: one sync of the whole lead store into one CRM, all promises on.
 
-A window large enough for shards is loaded by as many processes at once, forked with all imported as Airflow's are.
+Each shard of the window is loaded by a process of its own, all at once, forked with all imported as Airflow's are.
 
 A case of `bench.speed`, which starts the servers. The last line it prints is JSON: rows; seconds, and of processor
 time, by step; requests by run; the bytes that a snapshot takes in Redis, and ledger and operation log on disk.
@@ -24,7 +24,6 @@ from bench.crms import CRM
 from bench.product import Stopwatch, clients, document, open_run, take_snapshot
 from leadsync import operations
 from leadsync.config import Pipeline
-from leadsync.state.operations import Operation
 
 SIZE = "SELECT pg_total_relation_size(%(table)s)"
 SINCE = "2000-01-01T00:00:00Z"
@@ -35,6 +34,12 @@ def load_shard(content: dict[str, Any], name: str, sync_id: str, shard: int) -> 
     pipeline = Pipeline.model_validate(content)
     with clients(pipeline, os.environ) as using:
         return operations.load(using, pipeline, sync_id, name, shard)["read"]
+
+
+def load(content: dict[str, Any], name: str, sync_id: str, shards: int) -> int:
+    """The leads that were read by all shards."""
+    with ProcessPoolExecutor(shards, get_context("fork")) as pool:
+        return sum(pool.map(partial(load_shard, content, name, sync_id), range(shards)))
 
 
 def main() -> None:
@@ -50,15 +55,6 @@ def main() -> None:
     settings = {"bulk_above": None} if name == "salesforce" and not arguments.bulk else {}
     target = {"adapter": name, "settings": settings, "in_flight": arguments.in_flight}
     pipeline = Pipeline.model_validate(document({name: target}))
-
-    def load(operation: Operation, shards: int) -> int:
-        """The leads that were read."""
-        if shards == 1:
-            return operations.load(using, pipeline, operation.sync_id, name)["read"]
-        share = document({name: {**target, "in_flight": max(1, arguments.in_flight // shards)}})
-        with ProcessPoolExecutor(shards, get_context("fork")) as pool:
-            return sum(pool.map(partial(load_shard, share, name, operation.sync_id), range(shards)))
-
     watch, crm, requests = Stopwatch(), CRM(os.environ["BENCH_CRM"]), dict[str, int]()
 
     with clients(pipeline, os.environ) as using, redis.Redis(port=int(os.environ["BENCH_REDIS"])) as client:
@@ -71,7 +67,8 @@ def main() -> None:
             operation = watch.time(f"{prefix}extract", lambda: open_run(using, pipeline, f"run {prefix}", **parameters))
             shards = watch.time(f"{prefix}snapshot", lambda: take_snapshot(using, pipeline, operation))
             stored = used_memory() - empty
-            read = watch.time(f"{prefix}load", lambda: load(operation, shards))
+            share = document({name: {**target, "in_flight": max(1, arguments.in_flight // shards)}})
+            read = watch.time(f"{prefix}load", lambda: load(share, name, operation.sync_id, shards))
             watch.time(f"{prefix}commit", lambda: operations.commit(using, pipeline, [operation.sync_id]))
             using.snapshots.drop(operation.snapshot_id)
             requests[f"{prefix}run"] = crm.stats()["requests"] - sent

@@ -1,6 +1,6 @@
 """Airflow's side of Leadsync: connections become clients, parameters a request, errors a reaction.
 
-The only module that imports Airflow. Each function named after a task is that task's whole work.
+With `watcher.py`, all of the package that imports Airflow. Each function named after a task is that task's whole work.
 """
 
 from __future__ import annotations
