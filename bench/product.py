@@ -86,7 +86,7 @@ def open_run(using: Clients, pipeline: Pipeline, run_id: str, **parameters: Any)
 def take_snapshot(using: Clients, pipeline: Pipeline, operation: Operation) -> int:
     """The second step; returns in how many shards its destinations load the window."""
     with using.open_store() as store:
-        return max(operations.take_snapshot(using, store, pipeline, operation.sync_id).values())
+        return max(operations.take_snapshots(using, store, pipeline, [operation.sync_id]).values())
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from leadsync.crm import registry
 DOCUMENTATION = """
 Keeps **{destinations}** in step with the table `{table}`.
 
-1. `extract` fixes the window: from the oldest watermark up to where the lead store can be read safely.
-2. `snapshot` keeps the window's rows, encrypted, in Redis.
+1. `extract` opens the window: from the oldest watermark up to where the lead store can be read safely.
+2. `snapshot` keeps the window's rows, encrypted, in Redis, up to where it is safe by then.
 3. `load` delivers them, one index per CRM. Clear a failed one: it goes on where it stopped.
 4. `commit_watermark` moves the watermarks, once every load has succeeded.
 

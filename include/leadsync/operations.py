@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from uuid import uuid4
 
 import structlog
@@ -23,7 +24,7 @@ from leadsync.models import Share
 from leadsync.request import Request
 from leadsync.sending import Sender
 from leadsync.snapshot import Manifest
-from leadsync.source import Buffer, LeadStore, Window
+from leadsync.source import Bound, Buffer, LeadStore, Window
 from leadsync.state import fence, operations, recovery_log, schema, watermark
 from leadsync.state.operations import Operation
 from leadsync.state.watermark import Watermark
@@ -49,7 +50,7 @@ def look(clients: Clients, store: LeadStore, pipeline: Pipeline, request: Reques
 
 
 def open_run(clients: Clients, store: LeadStore, pipeline: Pipeline, run_id: str, request: Request) -> Opened:
-    """Fixes the windows of a run and opens an operation for each; those of the run's earlier try end."""
+    """Plans the windows of a run and opens an operation for each; those of the run's earlier try end."""
     state = clients.state
     schema.check(state)
     store.check()
@@ -86,18 +87,33 @@ def _operation(pipeline: Pipeline, kind: str, plan: windows.Plan, *, resend: boo
         resend=resend,
         sequence=None,
         rows=None,
+        open_ended=plan.open_ended,
     )
 
 
-def take_snapshot(clients: Clients, store: LeadStore, pipeline: Pipeline, sync_id: str) -> dict[str, int]:
-    """Streams the window's rows into Redis; returns in how many shards each destination of the run loads so far."""
-    operation = current(clients, sync_id)
-    keep_rows(clients, pipeline, operation, lambda: store.stream(Window(operation.lower, operation.upper)))
-    return operations.shards_of_run(clients.state, operation)
+def take_snapshots(clients: Clients, store: LeadStore, pipeline: Pipeline, sync_ids: Sequence[str]) -> dict[str, int]:
+    """Streams the rows of the windows into Redis; returns in how many shards each destination of the run loads so far.
+
+    Open-ended windows of one run end together: only destinations at the same watermark share the next one.
+    """
+    bound, shards = store.bound(), dict[str, int]()
+    for sync_id in sync_ids:
+        operation = current(clients, sync_id)
+        keep_rows(clients, pipeline, operation, partial(_read_window, clients, store, operation, bound))
+        shards |= operations.shards_of_run(clients.state, operation)
+    return shards
+
+
+def _read_window(clients: Clients, store: LeadStore, operation: Operation, bound: Bound) -> Iterable[Buffer]:
+    upper = operation.upper
+    if operation.open_ended:
+        upper = operations.move_end(clients.state, operation, upper if bound.prepared else bound.upper)
+    return store.stream(Window(operation.lower, upper))
 
 
 def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: Callable[[], Iterable[Buffer]]) -> None:
-    """Keeps the rows that `read` yields as the operation's snapshot.
+    """Keeps the rows that `read` yields as the operation's snapshot, unless it has one: loads go on by their place in
+    it, and what was read later has other rows at other places.
 
     They are read under the pipeline's lock and a sequence taken in it, so that a higher sequence is newer.
     """
@@ -114,6 +130,9 @@ def keep_rows(clients: Clients, pipeline: Pipeline, operation: Operation, read: 
                 recovery_log.append(state, pipeline.name, "redis", message, sync_id=operation.sync_id)
             # Closed: a read that is left half done holds its connection, whose end would then be waited for in vain.
             with fence.pipeline_lock(state, pipeline.name), closing(_rows(read)) as rows:
+                if current(clients, operation.sync_id).sequence is not None:
+                    snapshots.check_columns(operation.snapshot_id, pipeline.source.columns)
+                    return
                 sequence = operations.take_sequence(state)
                 manifest = snapshots.write(operation.snapshot_id, rows, sequence, pipeline.source.columns)
                 shards = _shards(clients, pipeline, operation, manifest)

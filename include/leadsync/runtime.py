@@ -146,7 +146,7 @@ def asked(run: Any) -> tuple[Pipeline, dict[str, Any]]:
 
 
 def extract(pipeline: Pipeline, context: Context) -> dict[str, Any]:
-    """Fixes the windows of the run and opens a sync operation for each; what it returns goes to all other tasks.
+    """Plans the windows of the run and opens a sync operation for each; what it returns goes to all other tasks.
 
     `operations`: of each `sync_id` (None in a dry run), `lower`, `upper` and `destinations`; `parked`: the leads that
     wait, by destination; `destinations`: all that `load` is mapped over.
@@ -179,8 +179,8 @@ def snapshot(pipeline: Pipeline, opened: Mapping[str, Any]) -> list[dict[str, An
     shards: dict[str, int] = {}
     if not opened["dry_run"]:
         with clients(pipeline) as using, using.open_store() as store:
-            for operation in opened["operations"]:
-                shards |= operations.take_snapshot(using, store, pipeline, operation["sync_id"])
+            sync_ids = [operation["sync_id"] for operation in opened["operations"]]
+            shards = operations.take_snapshots(using, store, pipeline, sync_ids)
     return [
         {"destination": name, "shard": shard, "label": name if of == 1 else f"{name} {shard + 1}/{of}"}
         for name in opened["destinations"]

@@ -15,7 +15,7 @@ from typing import cast
 import orjson
 import redis
 
-from leadsync.errors import RedisAway, SnapshotError, Unavailable
+from leadsync.errors import RedisAway, SnapshotError, Superseded, Unavailable
 from leadsync.metering import Meter
 from leadsync.models import WHOLE, Share
 from leadsync.sealing import Sealer
@@ -23,6 +23,17 @@ from leadsync.sealing import Sealer
 CHUNK_BYTES = 1 << 20
 # So many keys are looked for at once.
 KEYS_AT_ONCE = 256
+# Keeps a part of a snapshot and says who writes, by sequence. Not when somebody with a higher one does: a try that is
+# believed dead and goes on would mix its chunks with those of the next try, which has read other rows.
+KEEP = """
+local writer = redis.call('GET', KEYS[2])
+if writer and tonumber(writer) > tonumber(ARGV[2]) then
+    return 0
+end
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+return 1
+"""
 AGAIN = "clear the task `extract` of this run (it covers the same window again), or let the next run do it"
 
 
@@ -48,6 +59,7 @@ class SnapshotStore:
         self, client: redis.Redis, sealer: Sealer, pipeline: str, ttl_seconds: int, again: str = AGAIN
     ) -> None:
         self._redis = client
+        self._keep = client.register_script(KEEP)
         self._sealer = sealer
         self._pipeline = pipeline
         self._prefix = f"leadsync:{pipeline}:snapshot"
@@ -57,14 +69,17 @@ class SnapshotStore:
     def write(
         self, snapshot_id: str, rows: Iterable[bytes | bytearray | memoryview], sequence: int, columns: tuple[str, ...]
     ) -> Manifest:
-        """Stores a stream of COPY lines at constant memory and returns the manifest."""
+        """Stores a stream of COPY lines at constant memory and returns the manifest.
+
+        Raises Superseded when somebody with a higher sequence has begun to write the same snapshot.
+        """
         count = chunks = stored = size = 0
         lines: list[bytes | bytearray | memoryview] = []
 
         def flush() -> None:
             nonlocal chunks, stored, size
-            blob = self._seal(b"".join(lines), f"{self._prefix}:{snapshot_id}:{chunks}")
-            chunks, stored, size = chunks + 1, stored + len(blob), 0
+            stored += self._write(snapshot_id, chunks, b"".join(lines), sequence)
+            chunks, size = chunks + 1, 0
             lines.clear()
 
         for row in rows:
@@ -76,7 +91,7 @@ class SnapshotStore:
         if lines:
             flush()
         manifest = Manifest(count, chunks, stored, sequence, columns)
-        self._seal(orjson.dumps(asdict(manifest)), f"{self._prefix}:{snapshot_id}:manifest")
+        self._write(snapshot_id, "manifest", orjson.dumps(asdict(manifest)), sequence)
         return manifest
 
     def count(self, manifest: Manifest) -> None:
@@ -121,7 +136,7 @@ class SnapshotStore:
         """All chunks that are there, also what an earlier try has left behind the last one."""
         for keys in self._present(snapshot_id):
             for key in keys:
-                if key.endswith(":manifest"):
+                if key.endswith((":manifest", ":writer")):
                     continue
                 with _reachable():
                     blob = self._redis.get(key)
@@ -141,12 +156,12 @@ class SnapshotStore:
         return freed
 
     def _present(self, snapshot_id: str) -> Iterator[dict[str, int]]:
-        """The keys of a snapshot and their bytes, some at a time, the manifest before the chunks.
+        """The keys of a snapshot and their bytes, some at a time, the manifest first.
 
         How many chunks there are only the manifest tells, and one that was never finished has none: so this goes on
         until a whole batch is missing. Chunks that expire do so in order, each at its time.
         """
-        names: list[str | int] = ["manifest"]
+        names: list[str | int] = ["manifest", "writer"]
         for first in itertools.count(step=KEYS_AT_ONCE):
             names += range(first, first + KEYS_AT_ONCE)
             keys = [f"{self._prefix}:{snapshot_id}:{name}" for name in names]
@@ -168,10 +183,13 @@ class SnapshotStore:
             return None
         return None if policy == "noeviction" else policy
 
-    def _seal(self, data: bytes, key: str) -> bytes:
+    def _write(self, snapshot_id: str, name: str | int, data: bytes, sequence: int) -> int:
+        """Returns the bytes as stored."""
+        start = f"{self._prefix}:{snapshot_id}"
+        key = f"{start}:{name}"
         blob = self._sealer.seal(data, key)
         try:
-            self._redis.set(key, blob, ex=self._ttl)
+            kept = self._keep(keys=[key, f"{start}:writer"], args=[blob, sequence, self._ttl])
         except redis.exceptions.OutOfMemoryError:
             raise SnapshotError(
                 "Redis (connection leadsync_redis) is full: raise `maxmemory` or shorten `snapshot_ttl_hours`, "
@@ -182,7 +200,9 @@ class SnapshotStore:
                 f"Redis (connection leadsync_redis) did not take the snapshot ({type(error).__name__}); "
                 f"once it is back {self._again}"
             ) from None
-        return blob
+        if not kept:
+            raise Superseded("a newer try of this task takes the snapshot; nothing was lost")
+        return len(blob)
 
     def _open(self, key: str) -> bytes:
         try:

@@ -29,10 +29,14 @@ HELD_BACK_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A window and the destinations that go over it: one sync operation to be."""
+    """A window and the destinations that go over it: one sync operation to be.
+
+    An `open_ended` one ends where it is safe to read when its snapshot is taken, some moments after it was planned.
+    """
 
     window: Window
     destinations: tuple[str, ...]
+    open_ended: bool = False
 
 
 def register(
@@ -67,7 +71,7 @@ def plan(
     plans = []
     for at, names in groups.items():
         end = upper if at == in_step else store.slice_end(at, upper, pipeline.catch_up_rows)
-        plans.append(Plan(_window(at, end, bound), tuple(names)))
+        plans.append(Plan(_window(at, end, bound), tuple(names), open_ended=end == upper))
     return plans
 
 

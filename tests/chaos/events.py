@@ -68,7 +68,7 @@ class Backfill(Event):
 class Clear(Event):
     """A person clears a task, and what follows it, of the run that is `back` runs before the last that has ended.
 
-    `task` is `extract`, or the name of a destination, whose load it then is.
+    `task` is `extract`, `snapshot`, or the name of a destination, whose load it then is.
     """
 
     back: int

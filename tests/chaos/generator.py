@@ -126,7 +126,7 @@ class Generator:
         return Backfill(since=since, resend=self._random.random() < 0.4, destinations=destinations, wait=self._wait())
 
     def _clear(self) -> Event:
-        task = self._random.choice(("extract", *CRMS, *CRMS))
+        task = self._random.choice(("extract", "snapshot", *CRMS, *CRMS))
         return Clear(back=self._random.randrange(5), task=task, wait=self._wait())
 
     def _rest(self) -> Event:

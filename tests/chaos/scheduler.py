@@ -50,9 +50,11 @@ class DagRun:
     def active(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def reached(self, destination: str) -> bool:
-        """Whether the load of this destination was ever due."""
-        return self.snapped and self.opened is not None and destination in self.opened["destinations"]
+    def reached(self, task: str) -> bool:
+        """Whether `extract`, `snapshot` or the load of this destination was ever due."""
+        if task == "extract" or self.opened is None:
+            return task == "extract"
+        return task == "snapshot" or (self.snapped and task in self.opened["destinations"])
 
 
 @dataclass(eq=False)
@@ -87,7 +89,7 @@ class Scheduler:
 
     def clear(self, back: int, task: str) -> bool:
         """Clears a task of an earlier run that has ended and has come so far; False when there is none."""
-        ended = [run for run in self.runs if not run.active and (task == "extract" or run.reached(task))]
+        ended = [run for run in self.runs if not run.active and run.reached(task)]
         if not ended:
             return False
         self._play(ended[-1 - back % len(ended)], task)
@@ -144,16 +146,19 @@ class Scheduler:
 
     def _drive(self, run: DagRun, first: str) -> None:
         try:
-            if first == "extract":
+            if first in ("extract", "snapshot"):
                 run.snapped, run.committed = False, False
                 run.loads, run.counts = {}, {}
+            if first == "extract":
+                run.opened = None
                 run.opened = self._task("extract", run_id=run.run_id, parameters=run.parameters)
+            assert run.opened is not None
+            if first in ("extract", "snapshot"):
                 run.shards = self._task("take_snapshot", opened=run.opened)
                 run.snapped = True
                 _at_once(partial(self._load, run, name) for name in run.opened["destinations"])
             else:
                 self._load(run, first)
-            assert run.opened is not None
             states = [run.loads.get(name) for name in run.opened["destinations"]]
             if all(state in ("success", "skipped") for state in states):
                 self._task("commit", opened=run.opened)

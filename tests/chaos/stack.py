@@ -259,7 +259,7 @@ class StackScheduler:
         if state is None or state["state"] in ACTIVE:
             return False
         what: str | list[str | int] = task
-        if task != "extract":
+        if task in CRMS:
             what = ["load", CRMS.index(task)]
         body = {
             "dry_run": False, "dag_run_id": run.run_id, "task_ids": [what], "include_downstream": True,

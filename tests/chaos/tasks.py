@@ -83,11 +83,9 @@ def extract(setup: Mapping[str, Any], run_id: str, parameters: Mapping[str, Any]
 
 def take_snapshot(setup: Mapping[str, Any], opened: Opened) -> dict[str, int]:
     """In how many shards each destination is loaded."""
-    shards: dict[str, int] = {}
     with _clients(setup) as clients, clients.open_store() as store:
-        for operation in opened["operations"]:
-            shards |= operations.take_snapshot(clients, store, PIPELINE, operation["sync_id"])
-    return shards
+        sync_ids = [operation["sync_id"] for operation in opened["operations"]]
+        return operations.take_snapshots(clients, store, PIPELINE, sync_ids)
 
 
 def load(setup: Mapping[str, Any], opened: Opened, destination: str, shard: int) -> dict[str, int] | None:

@@ -101,7 +101,7 @@ def test_a_destination_that_keeps_failing_is_parked_and_the_others_move_on(world
         world.snapshot(opened.operations[0])
         world.load(opened.operations[0], "hubspot")
         world.commit(*opened.operations)
-        assert world.watermark("hubspot") == opened.operations[0].upper
+        assert world.watermark("hubspot") == world.end(opened.operations[0])
         assert world.watermark("salesforce") is None
         lead_store.insert(world.hive, "MORE", "Li")
         assert world.run()["hubspot"]["read"] == 1  # the window is small again

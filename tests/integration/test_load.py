@@ -53,7 +53,7 @@ def test_the_watermark_only_moves_after_every_load(world: World) -> None:
     assert world.watermark("hubspot") is None
     world.load(operation, "salesforce")
     world.commit(operation)
-    assert world.watermark("hubspot") == world.watermark("salesforce") == operation.upper
+    assert world.watermark("hubspot") == world.watermark("salesforce") == world.end(operation)
 
 
 def test_a_crm_that_is_down_for_some_runs(world: World) -> None:

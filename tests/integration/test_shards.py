@@ -60,7 +60,7 @@ def test_the_shards_together_are_the_window(world: World) -> None:
     assert sum(each["delivered"] for each in counts) == 100
     assert all(each["delivered"] == each["read"] > 10 for each in counts)
     world.commit(operation)
-    assert world.watermark("hubspot") == operation.upper
+    assert world.watermark("hubspot") == world.end(operation)
     world.assert_in_step("hubspot")
 
 

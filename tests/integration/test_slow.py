@@ -41,7 +41,7 @@ def test_it_is_left_behind_once_changes_wait_for_the_others(world: World) -> Non
     got = len(world.simulators["salesforce"].records())
     assert 0 < got < LEADS  # what was under way is finished, and counts
     world.commit(operation)
-    assert world.watermark("hubspot") == operation.upper
+    assert world.watermark("hubspot") == world.end(operation)
     assert world.watermark("salesforce") == before
     assert world.recovery_log() == []
     # It goes on where it was, in a window of its own, and sends nothing twice.
@@ -93,7 +93,7 @@ def test_all_its_shards_are_left_behind_together_or_nothing_is_committed(
     with pytest.raises(LeftBehind):
         world.load(operation, "salesforce", 1)
     world.commit(operation)
-    assert world.watermark("hubspot") == operation.upper
+    assert world.watermark("hubspot") == world.end(operation)
     assert world.watermark("salesforce") is None
 
 
@@ -107,7 +107,7 @@ def test_a_load_that_is_cleared_goes_on_and_ends_well(world: World) -> None:
     world.pipeline = world.pipeline.model_copy(update={"patience": None})
     assert world.load(operation, "salesforce")["read"] == LEADS
     world.commit(operation)
-    assert world.watermark("salesforce") == operation.upper
+    assert world.watermark("salesforce") == world.end(operation)
 
 
 def test_the_watch_calls_for_a_run_until_it_has_caught_up(world: World) -> None:

@@ -71,9 +71,10 @@ def test_a_snapshot_is_dropped_whole_and_no_other(
     assert store.stored() == {"a10": True}
     assert store.drop("a1") == 0
     assert sorted(valkey.scan_iter()) == [
-        b"leadsync:leads:snapshot:a10:0", b"leadsync:leads:snapshot:a10:manifest",
-        b"leadsync:other:snapshot:a1:0", b"leadsync:other:snapshot:a1:manifest",
-    ]  # fmt: skip
+        f"leadsync:{snapshot_id}:{name}".encode()
+        for snapshot_id in ("leads:snapshot:a10", "other:snapshot:a1")
+        for name in ("0", "manifest", "writer")
+    ]
 
 
 def test_what_remains_includes_chunks_of_an_earlier_longer_try(store: SnapshotStore) -> None:

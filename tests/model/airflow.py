@@ -107,12 +107,14 @@ class Airflow:
         return run
 
     def clear(self, run: Run, phase: str, name: int | None = None, *, rewind: bool = False) -> None:
-        """Clears a task and what follows it: `extract`, or the loads of one destination, or of all."""
+        """Clears a task and what follows it: `extract`, `snapshot`, or the loads of one destination, or of all."""
         self._world.note("run %d is cleared from %s on, CRM %s%s", run.number, phase, name, ", rewound" * rewind)
         for worker in list(run.working.values()):
             self.lose(worker, dead=False)
         if phase == "extract":
             run.done = set()
+        elif phase == "snapshot":
+            run.done = {("extract",)}
         else:
             run.done = {k for k in run.done if k[0] in ("extract", "snapshot") or name not in (None, *k[2:3])}
             run.done.discard(("commit",))

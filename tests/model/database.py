@@ -60,6 +60,7 @@ class Operation:
     destinations: list[int]
     lower: int = 0
     upper: int = 0
+    open_ended: bool = False  # ends wherever the bound is when the snapshot is taken
     leads: list[int] | None = None  # instead of a window
     resend: bool = False
     sequence: int = 0
@@ -78,7 +79,12 @@ class Operation:
             self.ended[name], self.tries[name], self.skipped[name], self.left[name] = {}, {}, set(), set()
 
     def keep(self, items: list[Item]) -> None:
-        """Makes the snapshot complete. The number of shards is fixed with it."""
+        """Makes the snapshot complete. The number of shards is fixed with it. Loads go on by their place in it."""
+        if self.items is not None:
+            places = {item: place for place, item in enumerate(self.items)}
+            for name, ended in self.ended.items():
+                at = {places[item]: verdict for item, verdict in ended.items() if item in places}
+                self.ended[name] = {item: at[place] for place, item in enumerate(items) if place in at}
         self.items, self.size = items, len(items)
         self.shards = 2 if len(items) > 1 else 1
 

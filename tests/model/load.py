@@ -277,9 +277,11 @@ class Load:
             raise Violation("false letter", f"CRM {self._destination.name}: {parcel.row} after {newest} was delivered")
 
 
-def read_under_lock(worker: Worker, read: Callable[[], list[Row]]) -> Generator[None, None, tuple[int, list[Row]]]:
+def read_under_lock(
+    worker: Worker, read: Callable[[], list[Row]], begin: Callable[[], None] = lambda: None
+) -> Generator[None, None, tuple[int, list[Row]]]:
     """Takes a sequence and reads the lead store, both under the pipeline's lock: a higher sequence has read a state at
-    least as new."""
+    least as new. `begin` is what comes before the read, under the lock as well."""
     world, database = worker.world, worker.world.database
     locked = world.obeys("sequence_with_read")
     while locked and database.snapshot_lock is not None:
@@ -288,6 +290,7 @@ def read_under_lock(worker: Worker, read: Callable[[], list[Row]]) -> Generator[
     if locked:
         database.snapshot_lock = worker
     try:
+        begin()
         database.sequence += 1
         sequence = database.sequence
         yield

@@ -9,6 +9,8 @@ Window and snapshot
 - `half_open`: a window holds its lower end and not its upper one; the watermark itself is the next window's first
   time.
 - `sequence_with_read`: sequence and read go under one lock, so that a higher sequence has never read an older state.
+- `one_snapshot`: an operation's snapshot is taken once, by whatever try; loads go on by their place in it, and what is
+  read later has other leads at other places.
 - `attempt`: extract, snapshot, loads and commit carry one attempt; a window that was fixed and never read is not
   committed.
 
@@ -109,7 +111,7 @@ SLICE = 60  # ticks of the watermark column that a destination which lags takes 
 
 def extract(worker: Worker, run: Run) -> Generator[None, None, Attempt]:
     """Opens the run's operations, as a new attempt."""
-    bound = worker.world.store.bound(worker.world.now)
+    bound = _bound(worker)
     yield
     worker.use_session()
     if run.kind == "run":
@@ -150,9 +152,7 @@ def _windows(worker: Worker, run: Run, bound: int) -> Attempt:
         upper = bound
         if lower < front:
             upper = min(lower + SLICE, bound) if obeys("slice_bound") else lower + SLICE
-        if not obeys("safe_bound"):
-            upper = worker.world.now
-        operations.append(Operation("run", names, lower, max(lower, upper)))
+        operations.append(Operation("run", names, lower, max(lower, upper), open_ended=upper == bound))
     return Attempt(operations, parked)
 
 
@@ -207,20 +207,38 @@ def _agree(worker: Worker, destination: Destination, held: int, row: Row, entry:
 
 
 def snapshot(worker: Worker, run: Run, attempt: Attempt) -> Steps:
-    """Takes the snapshot of every operation of the run."""
+    """Takes the snapshot of every operation of the run. Their windows end together."""
+    bound = _bound(worker)
+    yield
     for operation in attempt.operations:
         _check_current(worker, run, attempt)
         if operation.kind == "recover":
             _choose_states(worker, operation)
         else:
-            yield from _read(worker, run, attempt, operation)
+            yield from _read(worker, run, attempt, operation, bound)
         yield
 
 
-def _read(worker: Worker, run: Run, attempt: Attempt, operation: Operation) -> Steps:
+class Taken(Exception):
+    """The operation has its snapshot."""
+
+
+def _bound(worker: Worker) -> int:
+    """Up to where it is safe to read."""
+    world = worker.world
+    return world.store.bound(world.now) if world.obeys("safe_bound") else world.now
+
+
+def _read(worker: Worker, run: Run, attempt: Attempt, operation: Operation, bound: int) -> Steps:
     world = worker.world
     store = world.store
     sent_as_compared = {"replay": "replay_rereads", "repair": "repair_rereads"}
+
+    def begin() -> None:
+        if operation.sequence and world.obeys("one_snapshot"):
+            raise Taken
+        if operation.open_ended:
+            operation.upper = max(operation.upper, bound)
 
     def read() -> list[Row]:
         if operation.leads is None:
@@ -231,7 +249,10 @@ def _read(worker: Worker, run: Run, attempt: Attempt, operation: Operation) -> S
         rows = map(store.read, operation.leads)
         return [row for row in rows if row.time != NEVER or operation.kind == "repair"]
 
-    sequence, rows = yield from read_under_lock(worker, read)
+    try:
+        sequence, rows = yield from read_under_lock(worker, read, begin)
+    except Taken:
+        return
     _check_current(worker, run, attempt)
     world.chance.shuffle(rows)
     if not world.obeys("bound_before_read") and operation.leads is None:

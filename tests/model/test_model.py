@@ -11,16 +11,16 @@ HISTORIES = 600
 PART = 100
 # Of each rule the seed of a history that breaks a promise without it (`python -m tests.model 8000 --without RULE`).
 TELLING = {
-    "safe_bound": 4, "bound_before_read": 0, "half_open": 2, "sequence_with_read": 67, "attempt": 714, "sequence": 3,
-    "claim_first": 7, "doubt": 1, "overtaken_if_delivered": 1, "reread_claimed": 0, "unchanged_sequence": 1826,
-    "own_claim": 1278, "refused_in_doubt": 1, "resend": 2, "resend_leaves_doubt": 1522, "resend_rereads": 21344,
-    "resend_fenced": 7, "fence": 7, "one_load": 0, "one_worker_per_shard": 23, "disjoint_shards": 0,
-    "fence_checked": 47, "wait_out": 43, "wait_out_siblings": 102, "mark_per_sender": 35, "unanswered": 42,
-    "all_loads": 0, "left_stays": 12, "own_upper": 0, "greatest": 10, "only_runs": 7, "park": 0, "sit_out": 0,
-    "probe": 0, "parked_stays": 0, "own_lower": 0, "slice_bound": 64, "resolve_by_newer": 966, "renew_by_newer": 124,
-    "unmapped_compared": 55, "unrouted_resolves": 14, "replay_rereads": 1, "recover_newest": 135,
-    "recover_sequence": 7, "recover_in_doubt": 11, "skipped_reported": 40, "repair_rereads": 0,
-    "ledger_compared": 54, "repair_resends": 2,
+    "safe_bound": 4, "bound_before_read": 0, "half_open": 4, "sequence_with_read": 137, "one_snapshot": 350,
+    "attempt": 312, "sequence": 0, "claim_first": 29, "doubt": 15, "overtaken_if_delivered": 3, "reread_claimed": 0,
+    "unchanged_sequence": 1826, "own_claim": 1532, "refused_in_doubt": 5, "resend": 4, "resend_leaves_doubt": 735,
+    "resend_rereads": 535, "resend_fenced": 7, "fence": 7, "one_load": 16, "one_worker_per_shard": 9,
+    "disjoint_shards": 4, "fence_checked": 0, "wait_out": 25, "wait_out_siblings": 11, "mark_per_sender": 66,
+    "unanswered": 42, "all_loads": 0, "left_stays": 12, "own_upper": 0, "greatest": 10, "only_runs": 3, "park": 0,
+    "sit_out": 0, "probe": 0, "parked_stays": 0, "own_lower": 0, "slice_bound": 189, "resolve_by_newer": 337,
+    "renew_by_newer": 152, "unmapped_compared": 9, "unrouted_resolves": 1, "replay_rereads": 16, "recover_newest": 65,
+    "recover_sequence": 7, "recover_in_doubt": 11, "skipped_reported": 211, "repair_rereads": 0,
+    "ledger_compared": 287, "repair_resends": 7,
 }  # fmt: skip
 
 

@@ -167,6 +167,8 @@ class Walk:
             return
         if run.handed is None or ("snapshot",) not in run.done or chance.random() < 0.25:
             self.world.airflow.clear(run, "extract")
+        elif run.kind in ("run", "backfill") and chance.random() < 0.25:  # the others have no task of their own for it
+            self.world.airflow.clear(run, "snapshot")
         else:
             name = chance.choice([None, *run.destinations])
             self.world.airflow.clear(run, "load", name, rewind=chance.random() < 0.5)

@@ -27,6 +27,7 @@ from leadsync.request import read_request
 from leadsync.sealing import Sealer
 from leadsync.snapshot import SnapshotStore
 from leadsync.source import LeadStore
+from leadsync.state import operations as state_operations
 from tests.support.simulators import Simulator
 
 SHIPPED = load_pipeline(Path(__file__).parents[2] / "include" / "pipelines" / "leads.yaml")
@@ -127,10 +128,17 @@ class World:
         (operation,) = self.open(run_id, **parameters).operations
         return operation
 
-    def snapshot(self, operation: operations.Operation) -> dict[str, int]:
-        """In how many shards each destination loads it."""
+    def snapshot(self, *opened: operations.Operation) -> dict[str, int]:
+        """In how many shards each destination loads."""
         with self.store() as store:
-            return operations.take_snapshot(self.clients, store, self.pipeline, operation.sync_id)
+            sync_ids = [operation.sync_id for operation in opened]
+            return operations.take_snapshots(self.clients, store, self.pipeline, sync_ids)
+
+    def end(self, operation: operations.Operation) -> datetime:
+        """Of its window; it moves on until the snapshot is taken."""
+        found = state_operations.read(self.state, operation.sync_id)
+        assert found is not None
+        return found.upper
 
     def load(self, operation: operations.Operation, destination: str, shard: int = 0) -> dict[str, int]:
         return operations.load(self.clients, self.pipeline, operation.sync_id, destination, shard)
@@ -141,8 +149,7 @@ class World:
     def run(self, **parameters: Any) -> dict[str, dict[str, int]]:
         """One whole run; the counts by destination."""
         opened = self.open(**parameters).operations
-        for operation in opened:
-            self.snapshot(operation)
+        self.snapshot(*opened)
         counts = {name: self.load(operation, name) for operation in opened for name in operation.destinations}
         self.commit(*opened)
         return counts

@@ -22,14 +22,14 @@ SUPERSEDE_ONE: LiteralString = "UPDATE leadsync.sync_operation SET superseded_at
 OPEN: LiteralString = """
 INSERT INTO leadsync.sync_operation
        (sync_id, snapshot_id, pipeline, run_id, kind, lower_bound, upper_bound, destinations, resend, sequence,
-        rows_read, shards)
+        rows_read, shards, open_ended)
 VALUES (%(sync_id)s, %(snapshot_id)s, %(pipeline)s, %(run_id)s, %(kind)s, %(lower)s, %(upper)s, %(destinations)s,
-        %(resend)s, %(sequence)s, %(rows)s, %(shards)s)
+        %(resend)s, %(sequence)s, %(rows)s, %(shards)s, %(open_ended)s)
 """
 
 SELECT: LiteralString = """
 SELECT sync_id::text, snapshot_id::text, pipeline, kind, lower_bound, upper_bound, destinations, resend, sequence,
-       rows_read, shards, superseded_at IS NOT NULL, committed_at IS NOT NULL
+       rows_read, shards, open_ended, superseded_at IS NOT NULL, committed_at IS NOT NULL
   FROM leadsync.sync_operation
 """
 READ: LiteralString = f"{SELECT} WHERE sync_id = %(sync_id)s"
@@ -55,6 +55,12 @@ SELECT extract(epoch FROM clock_timestamp() - min(done.at))::float8, max(run.upp
 """
 
 TAKE_SEQUENCE: LiteralString = "SELECT nextval('leadsync.snapshot_sequence')"
+
+# The snapshot is about to be taken; there is none yet.
+MOVE_END: LiteralString = """
+UPDATE leadsync.sync_operation SET upper_bound = greatest(upper_bound, %(upper)s) WHERE sync_id = %(sync_id)s
+RETURNING upper_bound
+"""
 
 # The snapshot is complete. The operation must not be superseded.
 SNAPSHOT: LiteralString = """
@@ -117,6 +123,7 @@ SELECT w.destination, count(*) FILTER (WHERE l.result = 1), count(*) FILTER (WHE
 class Operation:
     """One sync operation as the database knows it; `sequence` and `rows` are None until the snapshot is complete.
 
+    Until then the `upper` end of an `open_ended` one may still move on.
     `snapshot_id` is the operation whose snapshot is loaded: itself, but for a recovery.
     """
 
@@ -131,6 +138,7 @@ class Operation:
     sequence: int | None
     rows: int | None
     shards: int = 1
+    open_ended: bool = False
     superseded: bool = False
     committed: bool = False
 
@@ -204,6 +212,7 @@ def open_operation(connection: psycopg.Connection[Any], operation: Operation, ru
             "sequence": operation.sequence,
             "rows": operation.rows,
             "shards": operation.shards,
+            "open_ended": operation.open_ended,
         },
     )
 
@@ -229,6 +238,15 @@ def take_sequence(connection: psycopg.Connection[Any]) -> int:
     """The next fencing token; only under the pipeline's lock, before the read that it stands for."""
     row = connection.execute(TAKE_SEQUENCE).fetchone()
     return int(row[0]) if row else 0
+
+
+def move_end(connection: psycopg.Connection[Any], operation: Operation, upper: datetime) -> datetime:
+    """Moves the end of an operation without a snapshot on, never back; returns where it is now."""
+    row = connection.execute(MOVE_END, {"sync_id": operation.sync_id, "upper": upper}).fetchone()
+    if row is None:
+        raise RuntimeError("the operation is gone")
+    end: datetime = row[0]
+    return end
 
 
 def record_snapshot(
