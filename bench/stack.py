@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def running_stack(change: Callable[[dict[str, Any]], object]) -> Iterator[Stack]:
-    """On free ports, in a folder that is thrown away. `change` gets the shipped pipeline file, to change it."""
+def running_stack(
+    change: Callable[[dict[str, Any]], object], environment: Mapping[str, str] | None = None
+) -> Iterator[Stack]:
+    """On free ports, in a folder that is thrown away. `change` gets the shipped pipeline file, to change it;
+    `environment` is added to that of Airflow's processes.
+    """
     with tempfile.TemporaryDirectory(prefix="leadsync-bench-") as folder:
         pipelines = Path(folder) / "pipelines"
         pipelines.mkdir()
@@ -34,7 +38,7 @@ def running_stack(change: Callable[[dict[str, Any]], object]) -> Iterator[Stack]
             ROOT,
             generator=False,
             dag="leads_sync",
-            environment={"LEADSYNC_PIPELINES": str(pipelines)},
+            environment={"LEADSYNC_PIPELINES": str(pipelines), **(environment or {})},
         )
         try:
             stack.up(lambda line: print(line, flush=True))

@@ -7,12 +7,10 @@ dies goes on where it had settled last. While one group is under way the next is
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 
@@ -27,6 +25,7 @@ from leadsync.freshness import Freshness
 from leadsync.groups import Group, Item, Reader
 from leadsync.letters import Letters
 from leadsync.mapping import Mapper
+from leadsync.memory import for_many_leads
 from leadsync.models import Digest, Lead, Outcome, Share, Status
 from leadsync.patience import Patience
 from leadsync.sending import Sender, request_failed
@@ -39,18 +38,6 @@ log = structlog.get_logger(__name__)
 
 # Leads that failed before travel in smaller batches, at last alone: one lead that makes a CRM fail harms no other.
 BATCH_SHARES = (1.0, 0.1, 0.0)
-
-
-@contextmanager
-def _garbage_collected_seldom() -> Iterator[None]:
-    """Hundreds of thousands of leads come and go without a cycle among them: to look for one after every few hundred
-    is wasted work."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(200_000, 10, 10)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 class Load:
@@ -99,7 +86,7 @@ class Load:
 
     def run(self) -> Counts:
         """Goes over what is not settled yet. Whatever stops it, all that ended until then is settled."""
-        with _garbage_collected_seldom():
+        with for_many_leads():
             self._go_over_all()
         self._judge()
         return self.log.counts
