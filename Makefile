@@ -93,6 +93,7 @@ bench-full: $(STAMP) ## the same with 1,000,000 leads, a ledger of 100,000,000 a
 	$(TLS) --rows 1000000 --latency 50
 	$(BIN)/python -m bench.freshness --minutes 30
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.memory --rows 10000000
 	$(BIN)/python -m bench.steps
 	$(BIN)/python -m bench.quota --seconds 300
 	$(BIN)/python -m bench.destinations

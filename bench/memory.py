@@ -72,7 +72,7 @@ def main() -> int:
             f"AIRFLOW_CONN_CRM_{name.upper()}": json.dumps({"conn_type": "http", "host": crm.url, **ACCOUNT})
             for name, crm in zip(DESTINATIONS, crms, strict=True)
         }
-        with running_stack(_quick, connections) as stack:
+        with running_stack(_quick, environment=connections) as stack:
             print(f"filling the lead store with {rows:,} leads", flush=True)
             leads.fill(stack.lead_store_dsn, rows)
             reply = stack.api("POST", "/dags/leads_sync/dagRuns", json={"logical_date": None})

@@ -163,6 +163,7 @@ def _open(clients: Clients, run_id: str, origin: Operation, name: str, *, resend
         kind="recover",
         destinations=[name],
         resend=resend,
+        shards=1,  # however many the snapshot was loaded in
         superseded=False,
         committed=False,
     )

@@ -17,7 +17,7 @@ from tests.support.servers import free_port
 from tests.support.world import World
 
 from demo import lead_store
-from leadsync import recover
+from leadsync import recover, snapshot
 from leadsync.clients import Clients
 from leadsync.config import FieldMapping
 from leadsync.errors import ConfigError, RedisAway, SnapshotError, TransientFailure, Unavailable
@@ -66,6 +66,22 @@ def newest(world: World) -> str:
     row = world.state.execute(query).fetchone()  # type: ignore[arg-type]
     assert row is not None
     return str(row[0])
+
+
+def test_a_snapshot_that_was_loaded_in_shards_is_recovered_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 500)
+    world.pipeline = world.pipeline.model_copy(update={"shard_rows": 10, "max_shards": 3})
+    operation = world.extract()
+    for name, shards in world.snapshot(operation).items():
+        assert shards == 3
+        for shard in range(shards):
+            world.load(operation, name, shard)
+    world.commit(operation)
+    world.simulators["hubspot"].reset()
+    assert recovered(world, since=SINCE, resend=True)["delivered"] == 40
+    world.assert_in_step("hubspot")
 
 
 def history(world: World) -> None:
