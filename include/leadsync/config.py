@@ -339,8 +339,9 @@ def load_pipeline(path: Path) -> Pipeline:
     if not NAME.fullmatch(path.stem):
         raise ConfigError(f"{path.name}: the file's name is the pipeline's: lower case letters, digits and _")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node else None
     except OSError as error:
         raise ConfigError(f"{path.name}: can't be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date or number that there is not
