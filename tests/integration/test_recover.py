@@ -68,9 +68,7 @@ def newest(world: World) -> str:
     return str(row[0])
 
 
-def test_a_snapshot_that_was_loaded_in_shards_is_recovered_whole(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_snapshot_that_was_loaded_in_shards_is_recovered_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "CHUNK_BYTES", 500)
     world.pipeline = world.pipeline.model_copy(update={"shard_rows": 10, "max_shards": 3})
     operation = world.extract()
