@@ -97,7 +97,7 @@ def airflow(root: Path, state_dir: Path, dags: Path, base: int, postgres: Postgr
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         # A changed pipeline file shows within seconds; a new DAG file too.
-        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
         "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
         "LOGGING__BASE_LOG_FOLDER": str(state_dir / "airflow" / "logs"),
         "USAGE_DATA_COLLECTION__ENABLED": "False",
