@@ -6,6 +6,7 @@ exist. Every key carries a time to live.
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,21 +75,20 @@ class SnapshotStore:
         Raises Superseded when somebody with a higher sequence has begun to write the same snapshot.
         """
         count = chunks = stored = size = 0
-        lines: list[bytes | bytearray | memoryview] = []
+        # Not a list of rows: the garbage collector would look at each row again and again while it lives.
+        chunk = io.BytesIO()
 
         def flush() -> None:
-            nonlocal chunks, stored, size
-            stored += self._write(snapshot_id, chunks, b"".join(lines), sequence)
-            chunks, size = chunks + 1, 0
-            lines.clear()
+            nonlocal chunks, stored, size, chunk
+            stored += self._write(snapshot_id, chunks, chunk.getvalue(), sequence)
+            chunks, size, chunk = chunks + 1, 0, io.BytesIO()
 
         for row in rows:
-            lines.append(row)
             count += 1
-            size += len(row)
+            size += chunk.write(row)
             if size >= CHUNK_BYTES:
                 flush()
-        if lines:
+        if size:
             flush()
         manifest = Manifest(count, chunks, stored, sequence, columns)
         self._write(snapshot_id, "manifest", orjson.dumps(asdict(manifest)), sequence)
