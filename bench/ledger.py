@@ -14,8 +14,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import LiteralString
 
 import psycopg
@@ -31,6 +31,9 @@ from leadsync.mapping import lead_key
 from leadsync.state import migration
 
 LONGER = 1.2  # the goal
+READ: LiteralString = """
+SELECT blks_read, blk_read_time / 1000 FROM pg_stat_database WHERE datname = current_database()
+"""
 FOUND: LiteralString = """
 SELECT count(*) FROM leadsync.delivery
  WHERE destination_id = 1 AND lead_key = ANY (%(lead_keys)s) AND sequence > 0 AND crm_id IS NOT NULL
@@ -46,12 +49,32 @@ def change(world: World, uids: Sequence[int]) -> str:
     return leads.keysum_of(uids)
 
 
-def run(world: World, pipeline: Pipeline, name: str, uids: Sequence[int]) -> dict[str, float]:
-    """One run over these leads; the seconds of its steps."""
+@dataclass(frozen=True)
+class Run:
+    """The seconds of the steps of a run; PostgreSQL's processor time; what it read from outside its buffers."""
+
+    steps: dict[str, float]
+    cpu: float
+    pages: int
+    reading: float  # seconds
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.steps.values())
+
+
+def pages_read(world: World) -> tuple[int, float]:
+    """Pages that PostgreSQL has read for Leadsync's database so far, and the seconds that it took."""
+    with psycopg.connect(world.state) as connection:
+        return connection.execute(READ).fetchone() or (0, 0.0)
+
+
+def run(world: World, pipeline: Pipeline, name: str, uids: Sequence[int]) -> Run:
+    """One run over these leads."""
     keysum = change(world, uids)
     time.sleep(0.2)  # the safe bound stays a little behind the clock
     world.crm.reset()
-    watch = product.Stopwatch()
+    watch, cpu, (pages, reading) = product.Stopwatch(), world.postgres_seconds(), pages_read(world)
     with product.clients(pipeline, world.environment()) as using:
         operation = watch.time("extract", lambda: product.open_run(using, pipeline, name))
         watch.time("snapshot", lambda: product.take_snapshot(using, pipeline, operation))
@@ -59,7 +82,10 @@ def run(world: World, pipeline: Pipeline, name: str, uids: Sequence[int]) -> dic
         watch.time("commit", lambda: operations.commit(using, pipeline, [operation.sync_id]))
         using.snapshots.drop(operation.snapshot_id)
     world.crm.expect(len(uids), keysum)
-    return {step: spent.wall for step, spent in watch.spent.items()}
+    time.sleep(1.1)  # a session's statistics are written when it ends, after its last answer
+    after = pages_read(world)
+    steps = {step: spent.wall for step, spent in watch.spent.items()}
+    return Run(steps, round(world.postgres_seconds() - cpu, 2), after[0] - pages, round(after[1] - reading, 2))
 
 
 def check(dsn: str, uids: Sequence[int]) -> None:
@@ -82,9 +108,9 @@ def main() -> int:
     uids = chance.sample(range(1, options.rows + 1), (options.rounds + 1) * options.changes)
     parts = [uids[first : first + options.changes] for first in range(0, len(uids), options.changes)]
     pipeline = Pipeline.model_validate(product.document({"hubspot": {"adapter": "hubspot", "in_flight": 16}}))
-    found: dict[str, list[dict[str, float]]] = {"empty": [], "small": [], "large": []}
+    found: dict[str, list[Run]] = {"empty": [], "small": [], "large": []}
     # With wal_level minimal what a transaction fills that emptied it needs no log. Runs log as ever.
-    with running_world(wal_level="minimal", max_wal_senders="0") as small:
+    with running_world(wal_level="minimal", max_wal_senders="0", track_io_timing="on") as small:
         with psycopg.connect(small.state, autocommit=True) as connection:
             connection.execute("CREATE DATABASE large")
         large = replace(small, state=f"{small.state.rpartition('/')[0]}/large")
@@ -98,21 +124,22 @@ def main() -> int:
                 connection.execute("TRUNCATE leadsync.delivery")
             for name, world in (("empty", small), ("small", small), ("large", large)):
                 found[name].append(run(world, pipeline, f"{name} {number}", part))
-                print(f"round {number}, {name}: {json.dumps(found[name][-1])}", flush=True)
+                print(f"round {number}, {name}: {json.dumps(asdict(found[name][-1]))}", flush=True)
             check(large.state, part)
-    medians = {
-        name: {step: statistics.median(each[step] for each in runs[1:]) for step in runs[0]}
-        for name, runs in found.items()
-    }
-    whole = {name: statistics.median(sum(each.values()) for each in runs[1:]) for name, runs in found.items()}
-    longer = whole["large"] / whole["empty"]
-    rows = [
-        Row("a run, times one with an empty ledger", f"{longer:.2f}", f"<= {LONGER}", longer <= LONGER),
-        *(
-            Row(f"ledger {name}", f"{whole[name]:.2f} s ({', '.join(f'{k} {v:.2f}' for k, v in steps.items())})")
-            for name, steps in medians.items()
-        ),
-    ]
+
+    def median(name: str, figure: Callable[[Run], float]) -> float:
+        return statistics.median(map(figure, found[name][1:]))
+
+    longer = median("large", lambda run: run.seconds) / median("empty", lambda run: run.seconds)
+    rows = [Row("a run, times one with an empty ledger", f"{longer:.2f}", f"<= {LONGER}", longer <= LONGER)]
+    for name in found:
+        whole, load = median(name, lambda run: run.seconds), median(name, lambda run: run.steps["load"])
+        pages, reading = median(name, lambda run: run.pages), median(name, lambda run: run.reading)
+        cpu = median(name, lambda run: run.cpu)
+        told = (
+            f"{whole:.2f} s (load {load:.2f}; PostgreSQL: {cpu:.2f} CPU s, {pages:,.0f} pages read in {reading:.2f} s)"
+        )
+        rows.append(Row(f"ledger {name}", told))
     title = f"{options.changes:,} changes, a ledger of {options.rows:,} rows, median of {options.rounds} rounds"
     print(table(title, rows))
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -74,23 +75,33 @@ class SnapshotStore:
 
         Raises Superseded when somebody with a higher sequence has begun to write the same snapshot.
         """
-        count = chunks = stored = size = 0
+        count = size = 0
         # Not a list of rows: the garbage collector would look at each row again and again while it lives.
         chunk = io.BytesIO()
+        written: list[int] = []
 
-        def flush() -> None:
-            nonlocal chunks, stored, size, chunk
-            stored += self._write(snapshot_id, chunks, chunk.getvalue(), sequence)
-            chunks, size, chunk = chunks + 1, 0, io.BytesIO()
+        # A chunk is sealed and written while the rows of the next one are read.
+        with ThreadPoolExecutor(1, "snapshot") as pool:
+            writing: Future[int] | None = None
 
-        for row in rows:
-            count += 1
-            size += chunk.write(row)
-            if size >= CHUNK_BYTES:
+            def flush() -> None:
+                nonlocal writing, size, chunk
+                if writing is not None:
+                    written.append(writing.result())
+                place = len(written)
+                writing = pool.submit(self._write, snapshot_id, place, chunk.getvalue(), sequence)
+                size, chunk = 0, io.BytesIO()
+
+            for row in rows:
+                count += 1
+                size += chunk.write(row)
+                if size >= CHUNK_BYTES:
+                    flush()
+            if size:
                 flush()
-        if size:
-            flush()
-        manifest = Manifest(count, chunks, stored, sequence, columns)
+            if writing is not None:
+                written.append(writing.result())
+        manifest = Manifest(count, len(written), sum(written), sequence, columns)
         self._write(snapshot_id, "manifest", orjson.dumps(asdict(manifest)), sequence)
         return manifest
 
