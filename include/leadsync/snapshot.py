@@ -75,30 +75,14 @@ class SnapshotStore:
 
         Raises Superseded when somebody with a higher sequence has begun to write the same snapshot.
         """
-        count = size = 0
-        # Not a list of rows: the garbage collector would look at each row again and again while it lives.
-        chunk = io.BytesIO()
-        written: list[int] = []
-
-        # A chunk is sealed and written while the rows of the next one are read.
-        with ThreadPoolExecutor(1, "snapshot") as pool:
-            writing: Future[int] | None = None
-
-            def flush() -> None:
-                nonlocal writing, size, chunk
+        count, written = 0, list[int]()
+        writing: Future[int] | None = None
+        with ThreadPoolExecutor(1, "snapshot") as pool:  # seals and writes a chunk while the next one is read
+            for lines, data in _chunks(rows):
+                count += lines
                 if writing is not None:
                     written.append(writing.result())
-                place = len(written)
-                writing = pool.submit(self._write, snapshot_id, place, chunk.getvalue(), sequence)
-                size, chunk = 0, io.BytesIO()
-
-            for row in rows:
-                count += 1
-                size += chunk.write(row)
-                if size >= CHUNK_BYTES:
-                    flush()
-            if size:
-                flush()
+                writing = pool.submit(self._write, snapshot_id, len(written), data, sequence)
             if writing is not None:
                 written.append(writing.result())
         manifest = Manifest(count, len(written), sum(written), sequence, columns)
@@ -229,6 +213,20 @@ class SnapshotStore:
             return self._sealer.open(cast(bytes, blob), key)
         except SnapshotError as error:
             raise SnapshotError(f"{error}; {self._again}") from None
+
+
+def _chunks(rows: Iterable[bytes | bytearray | memoryview]) -> Iterator[tuple[int, bytes]]:
+    """The rows in blocks, each with its number of rows."""
+    # Not a list of rows: the garbage collector would look at each row again and again while it lives.
+    chunk, size, count = io.BytesIO(), 0, 0
+    for row in rows:
+        size += chunk.write(row)
+        count += 1
+        if size >= CHUNK_BYTES:
+            yield count, chunk.getvalue()
+            chunk, size, count = io.BytesIO(), 0, 0
+    if count:
+        yield count, chunk.getvalue()
 
 
 @contextmanager

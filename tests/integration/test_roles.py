@@ -49,7 +49,7 @@ def databases(postgres: str) -> Iterator[tuple[str, str]]:
         for name in names:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
         for role in {"leadsync_reader", "leadsync_owner", "leadsync_user"} - before:
-            connection.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+            connection.execute(f"DROP ROLE IF EXISTS {role}")  # type: ignore[arg-type]
 
 
 @pytest.fixture
