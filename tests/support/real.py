@@ -24,6 +24,7 @@ from tests.support.faults import Dialect, FaultProxy
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leadsync"
 READY = ".ready"
+PIP = "pip==26.3"
 
 
 class RealCRM(ABC):
@@ -139,11 +140,21 @@ def installed(
 
 
 def _install(kind: str, python: Path, requirements: Path) -> None:
-    # Most of what is installed is never imported, so it is not compiled. The lists name all that is needed.
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", "--no-deps"]
-    done = subprocess.run([*command, "--disable-pip-version-check", "-r", requirements], capture_output=True, text=True)
+    # Not by this Python's own pip: an old one does not work with the newest Pythons, which may have none.
+    pip = python.parents[1] / "pip"
+    done = _pip([sys.executable, "-m", "pip", "install", "--target", pip, PIP])
+    if not done.returncode:
+        # Most of what is installed is never imported, so it is not compiled. The lists name all that is needed.
+        done = _pip(
+            [python, "-m", "pip", "install", "--no-compile", "--no-deps", "-r", requirements], PYTHONPATH=str(pip)
+        )
     if done.returncode:
         raise RuntimeError(
             f"{kind}: its packages can't be installed. The tests of its adapter need them once, from the package index "
             f"that pip uses; they are kept in {python.parents[1]}:\n{done.stderr.strip()[-2000:]}"
         )
+
+
+def _pip(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    options = ["--quiet", "--disable-pip-version-check"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, env={**os.environ, **environment})
