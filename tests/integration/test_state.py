@@ -83,6 +83,36 @@ def test_a_dry_run_claims_nothing(state: Connection) -> None:
     assert state.execute("SELECT count(*) FROM leadsync.delivery").fetchone() == (0,)
 
 
+def test_each_lead_of_a_chunk_has_its_own_verdict_and_its_own_crm_id(state: Connection) -> None:
+    """An id that went to another lead would change that one's record."""
+    keys = [lead_key(str(number)) for number in range(50)]
+    assert keys != sorted(keys)
+    same, changed, overtaken, doubtful, new = (keys[first : first + 10] for first in range(0, 50, 10))
+    nameless = changed[0]  # delivered, but no delivery has told its id
+    ids = {key: None if key == nameless else f"crm-{number}" for number, key in enumerate(keys)}
+
+    def claims(sequence: int, leads: list[Digest], digest: Digest, **more: bool) -> ledger.Claims:
+        with state.transaction():
+            return ledger.claim(state, 1, sequence, [(key, digest, key.hex()) for key in leads], **more)
+
+    def settles(sequence: int, leads: list[Digest], digest: Digest) -> None:
+        with state.transaction():
+            ledger.settle(state, 1, sequence, [(key, digest, ids[key], False) for key in leads])
+
+    claims(1, same, NEW)
+    settles(1, same, NEW)
+    claims(1, changed, OLD)
+    settles(1, changed, OLD)
+    claims(9, [*overtaken, *doubtful], OLD)
+    settles(9, overtaken, OLD)
+    found = claims(2, keys, NEW, ids=True)
+    assert found.unchanged == set(same)
+    assert found.overtaken == set(overtaken)
+    assert found.in_doubt == set(doubtful)
+    assert found.crm_ids == {key: ids[key] for key in changed}
+    assert not found.kept & set(new)
+
+
 def test_leads_are_looked_up_by_key_whatever_the_planner_believes(state: Connection) -> None:
     """It believes that the ledger is empty, for nobody has told it otherwise."""
     state.execute("ALTER TABLE leadsync.delivery SET (autovacuum_enabled = false)")
