@@ -29,7 +29,7 @@ def test_an_index_that_is_out_of_reach_fails_with_the_remedy(
     made: list[Path] = []
     with pytest.raises(RuntimeError, match="its packages can't be installed.* package index") as caught:
         real.installed("tryton", [requirements], lambda python, folder: made.append(folder))
-    assert "trytond" in str(caught.value)
+    assert f"No matching distribution found for {real.PIP}" in str(caught.value), "pip's own reason is not passed on"
     assert made == []
     monkeypatch.setattr(real, "_install", lambda kind, python, path: None)
     folder = real.installed("tryton", [requirements], lambda python, folder: made.append(folder))
