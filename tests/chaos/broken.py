@@ -22,7 +22,7 @@ def bound_is_now() -> None:
 def hash_is_kept() -> None:
     """Claiming leaves the hash, as if the lead were not in doubt."""
     ledger.CLAIM = ledger.CLAIM.replace(
-        "digest = CASE WHEN d.digest = c.digest AND NOT %(resend)s THEN d.digest END", "digest = d.digest"
+        "digest = CASE WHEN d.digest = k.digest AND NOT %(resend)s THEN d.digest END", "digest = d.digest"
     )
 
 
@@ -46,15 +46,16 @@ def nothing_is_fenced() -> None:
 
 def sequence_is_ignored() -> None:
     """A lower sequence is sent after a higher one was claimed."""
-    ledger.COMPARE = ledger.COMPARE.replace("d.sequence", "0")
+    ledger.CLAIM = ledger.CLAIM.replace("CASE WHEN d.sequence", "CASE WHEN 0")
     ledger.CLAIM = ledger.CLAIM.replace("AND d.sequence <= %(sequence)s", "")
 
 
 def unchanged_keeps_its_sequence() -> None:
     """An unchanged lead's sequence is not written."""
     ledger.CLAIM = ledger.CLAIM.replace(
-        "AND d.sequence <= %(sequence)s", "AND d.sequence <= %(sequence)s AND d.digest IS DISTINCT FROM c.digest"
+        "AND d.sequence <= %(sequence)s", "AND d.sequence <= %(sequence)s AND d.digest IS DISTINCT FROM k.digest"
     )
+    ledger.CLAIM = ledger.CLAIM.replace("'missed', NULL, NULL\n WHERE", "'missed', NULL, NULL\n WHERE false AND")
 
 
 def overtaken_by_doubt() -> None:
