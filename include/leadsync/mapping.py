@@ -170,8 +170,13 @@ def split_key(external_id: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
+_EMPTY = hashlib.blake2b(digest_size=16)
+
+
 def _digest(data: bytes) -> Digest:
-    return Digest(hashlib.blake2b(data, digest_size=16).digest())
+    hashing = _EMPTY.copy()  # a copy is made faster than one anew
+    hashing.update(data)
+    return Digest(hashing.digest())
 
 
 # The hash of every lead that is deleted in the CRM, whichever it is; `mode: field` has others.

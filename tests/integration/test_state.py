@@ -162,7 +162,6 @@ def test_leads_are_looked_up_by_key_whatever_the_planner_believes(state: Connect
                 found = lines[place : place + 2]
                 assert "Index Scan using delivery_pkey" in found[0] or "Tid Scan" in found[0], lines
                 assert "lead_key = " in found[1] or "ctid = " in found[1], lines
-        assert state.execute("SHOW jit").fetchone() == ("off",)
 
 
 def test_migrations_keep_what_is_there(database: str) -> None:

@@ -21,12 +21,11 @@ MOST_TRIES = 10
 
 # Each lead is looked up by the primary key. Left alone the planner reads the whole ledger for every chunk, as soon as
 # its statistics are out of date; they always are while a ledger grows. The queries are written so that the chunk drives
-# the loop whatever it believes: by LATERAL, and by a WHEN NOT MATCHED, though it be one that never comes to pass. What
-# is off makes every plan look so dear that PostgreSQL would compile each statement anew (JIT), for 0.3 s a time.
+# the loop whatever it believes: by LATERAL, and by a WHEN NOT MATCHED, though it be one that never comes to pass.
 BY_KEY: LiteralString = """
 SELECT set_config(name, 'off', true)
-  FROM unnest(ARRAY['enable_hashjoin', 'enable_mergejoin', 'enable_seqscan', 'enable_bitmapscan', 'enable_material',
-                    'jit']) AS name
+  FROM unnest(ARRAY['enable_hashjoin', 'enable_mergejoin', 'enable_seqscan', 'enable_bitmapscan', 'enable_material'])
+       AS name
 """
 
 CLAIMS: LiteralString = """

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that leads nowhere any more is noticed at both ends; see tests/machines."""
+"""What connections to PostgreSQL are set to; see tests/machines for those that lead nowhere any more."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ SERVERS = {
 }
 
 
-def test_both_ends_of_a_connection_look_after_it(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def connection(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = int(str(conninfo_to_dict(postgres)["port"]))
     extra = {"keepalives_idle": 42}  # what a person has set stays
-    connection = {"conn_type": "postgres", "host": "127.0.0.1", "port": port, "login": "postgres", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_LEAD_STORE", json.dumps(connection))
+    values = {"conn_type": "postgres", "host": "127.0.0.1", "port": port, "login": "postgres", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_LEAD_STORE", json.dumps(values))
+
+
+def test_statements_are_not_compiled() -> None:
+    with runtime.database("lead_store") as found:
+        assert found.execute("SHOW jit").fetchone() == ("off",)
+
+
+def test_both_ends_of_a_connection_look_after_it() -> None:
     with runtime.database("lead_store") as found:
         told = {name: found.execute(f"SHOW {name}").fetchone() for name in SERVERS}
         with socket.socket(fileno=os.dup(found.fileno())) as ours:
