@@ -124,7 +124,10 @@ def _moment(value: str) -> datetime:
 
 
 def _iso8601(value: str) -> str:
-    return _moment(value).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = _moment(value)
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _epoch_ms(value: str) -> int:

@@ -274,10 +274,32 @@ def test_a_list_that_is_not_whole_ends_nothing(org: Org, adapter: CRMAdapter) ->
 
 
 def test_what_may_be_in_a_job() -> None:
-    fit = salesforce_bulk._is_fit
+    def fit(lead: Lead) -> bool:
+        parts = [part for part, _ in salesforce_bulk._uploads("Ext__c", [lead])]
+        assert parts in ([], [[lead]])
+        return bool(parts)
+
     assert fit(Lead("A:1", {"a": "x" * 32_000, "b": None, "c": 1, "d": 'x\n"y"', "e": " #N/A"}))
+    assert fit(Lead("A:1", {str(number): "x" * 32_000 for number in range(12)}))
     assert not fit(Lead("A:1", {"a": "x" * 32_001}))
     assert not fit(Lead("A:1", {str(number): "x" * 32_000 for number in range(13)}))
     assert not fit(Lead("A:1", {"a": "#N/A"}))
+    assert not fit(Lead("#N/A", {"a": "x"}))
     assert not fit(Lead("A:1", {"a": "x\ry"}))
+    assert not fit(Lead("A\r1", {"a": "x"}))
     assert not fit(Lead("A:1", {"a": {"b": 1}}))
+    assert not fit(Lead("A:1", {"a": ["b"]}))
+
+
+def test_what_values_look_like_in_a_job() -> None:
+    """A field without a value is emptied; one that a lead does not have stays as it is."""
+    leads = [
+        Lead("A:1", {"a": "", "b": None, "c": True, "d": False, "e": 1, "f": 0, "g": 1.5, "h": 'x, "y"\nz'}),
+        Lead("A:2", {"a": {"no": "csv"}, "i": "x"}),
+        Lead("A:3", {"h": "张伟"}),
+    ]
+    ((part, upload),) = salesforce_bulk._uploads("Ext__c", leads)
+    assert part == [leads[0], leads[2]]
+    assert upload.decode() == (
+        'Ext__c,a,b,c,d,e,f,g,h\nA:1,#N/A,#N/A,true,false,1,0,1.5,"x, ""y""\nz"\nA:3,,,,,,,,张伟\n'
+    )

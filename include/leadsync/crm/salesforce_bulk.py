@@ -22,6 +22,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, repeat
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
@@ -41,6 +44,8 @@ ROWS = 10_000  # leads in a job: Salesforce cuts larger ones into batches of so 
 UPLOAD_BYTES = 8_000_000
 FIELD_LENGTH, RECORD_LENGTH = 32_000, 400_000  # characters that a job takes; single records may have longer fields
 NULL = "#N/A"  # an empty value leaves the field as it is
+UNSAID = object()  # no value at all, for a field that other leads have
+PLAIN = frozenset({str, int, float, bool, type(None)})  # the types of values that a CSV can say
 FIRST_WAIT, LONGEST_WAIT = 1.0, 10.0  # seconds between two looks at a job
 READ_WAITS = (1.0, 2.0, 4.0)  # seconds before a reading that failed in passing is tried again
 
@@ -94,9 +99,8 @@ class Bulk:
 
     def upsert(self, leads: Sequence[Lead]) -> list[Outcome]:
         """In one job, or a few where that would be too large; leads that no job takes go without one."""
-        fit = [lead for lead in leads if _is_fit(lead)]
         outcomes: dict[str, Outcome] = {}
-        for part, upload in self._uploads(fit):
+        for part, upload in _uploads(self._crm.destination.external_id_field, leads):
             outcomes |= self._crm.attempt(self._runner(upload), part)
         rest = [lead for lead in leads if lead.external_id not in outcomes]
         return [*outcomes.values(), *self._without_a_job(rest)]
@@ -187,23 +191,23 @@ class Bulk:
         code = re.match(r"\w+", words)
         return code[0] if code else "job_failed"
 
-    def _rows(self, job: _Job, kind: str, *columns: str) -> list[list[str]]:
+    def _rows(self, job: _Job, kind: str, *columns: str) -> list[tuple[str, ...]]:
         """External id and these columns of one kind of results."""
         wanted = [self._crm.destination.external_id_field, *columns]
 
-        def parse(reply: Reply) -> list[list[str]]:
+        def parse(reply: Reply) -> list[tuple[str, ...]]:
             # Line by line: as a whole it would take ten times the memory.
             rows = csv.reader(
                 (line.decode("utf-8-sig").replace("\0", "\ufffd") for line in io.BytesIO(reply.body)), strict=True
             )
             try:
                 header = next(rows, [])
-                places = [header.index(name) for name in wanted]
+                pick = itemgetter(*map(header.index, wanted))
                 found = []
                 for row in filter(None, rows):
                     if len(row) != len(header):
                         raise ValueError
-                    found.append([row[place] for place in places])
+                    found.append(pick(row))
             except (ValueError, csv.Error):  # nothing of it is kept: it is made of leads
                 raise RequestFailed("the results of a bulk job make no sense", "malformed_reply") from None
             return found
@@ -276,33 +280,43 @@ class Bulk:
                 self._crm.http.sleep(wait)
         return parse(self._call("GET", path, **options))
 
-    # CSV -------------------------------------------------------------------------------------------------------
 
-    def _uploads(self, leads: Sequence[Lead]) -> Iterator[tuple[list[Lead], bytes]]:
-        columns = list(dict.fromkeys(name for lead in leads for name in lead.fields))
-        header = _line([self._crm.destination.external_id_field, *columns])
-        part, upload = list[Lead](), bytearray(header)
-        for lead in leads:
-            values = [_text(lead.fields[name]) if name in lead.fields else "" for name in columns]
-            line = _line([lead.external_id, *values])
-            if part and len(upload) + len(line) > UPLOAD_BYTES:
-                yield part, bytes(upload)
-                part, upload = [], bytearray(header)
-            part.append(lead)
-            upload += line
-        if part:
+# CSV -----------------------------------------------------------------------------------------------------------
+
+
+def _uploads(external_id_field: str, leads: Sequence[Lead]) -> Iterator[tuple[list[Lead], bytes]]:
+    """The leads of each job, and its CSV; those that a CSV can't say are in none."""
+    leads = [lead for lead in leads if PLAIN.issuperset(map(type, lead.fields.values()))]
+    columns = list(dict.fromkeys(chain.from_iterable(lead.fields for lead in leads)))
+    lines: list[str] = []
+    write = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n").writerow
+    write([external_id_field, *columns])
+    header = lines.pop().encode()
+    part, upload = list[Lead](), bytearray(header)
+    for lead in leads:
+        write([lead.external_id, *map(_text, map(lead.fields.get, columns, repeat(UNSAID)))])
+        text = lines.pop()
+        if not _is_fit(lead, text):
+            continue
+        line = text.encode()
+        if part and len(upload) + len(line) > UPLOAD_BYTES:
             yield part, bytes(upload)
+            part, upload = [], bytearray(header)
+        part.append(lead)
+        upload += line
+    if part:
+        yield part, bytes(upload)
 
 
-def _is_fit(lead: Lead) -> bool:
+def _is_fit(lead: Lead, line: str) -> bool:
     """Whether a CSV can say it: a text that reads as no value can't be told from one, and a carriage return within
-    a text is taken for a line end of the wrong kind."""
+    a text is taken for a line end of the wrong kind. And whether the record, and each field, is short enough."""
+    if "\r" in line or NULL in lead.fields.values() or lead.external_id == NULL:
+        return False
+    if len(line) <= FIELD_LENGTH:
+        return True
     texts = [lead.external_id, *(value for value in lead.fields.values() if isinstance(value, str))]
-    return (
-        all(len(text) <= FIELD_LENGTH and text != NULL and "\r" not in text for text in texts)
-        and sum(map(len, texts)) <= RECORD_LENGTH
-        and not any(isinstance(value, dict | list) for value in lead.fields.values())
-    )
+    return max(map(len, texts)) <= FIELD_LENGTH and sum(map(len, texts)) <= RECORD_LENGTH
 
 
 def _same(one: str, other: str) -> bool:
@@ -310,18 +324,13 @@ def _same(one: str, other: str) -> bool:
     return one.casefold() == other.casefold()
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> object:
+    """As a job reads it; what else there is csv writes well."""
     if value is None or value == "":
         return NULL
-    if isinstance(value, bool):
+    if value is True or value is False:
         return "true" if value else "false"
-    return str(value)
-
-
-def _line(values: Sequence[str]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode()
+    return "" if value is UNSAID else value
 
 
 def _error(words: str) -> tuple[str, str, list[str]]:
