@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 
-from leadsync.errors import SchemaError
+from leadsync.errors import LeadsyncError, SchemaError
 from leadsync.mapping import lead_key
 from leadsync.models import Digest
 from leadsync.state import ledger, migration, schema
@@ -130,6 +130,12 @@ def test_a_row_that_somebody_else_writes_meanwhile_is_claimed_all_the_same(
         assert sends(claimed.result(10))
     row = state.execute("SELECT sequence, digest, external_id FROM leadsync.delivery").fetchone()
     assert row == (2, None, "ASDAD:1")
+
+
+def test_a_key_that_two_rows_have_is_an_error_with_the_remedy(state: Connection) -> None:
+    claim(state, 1, OLD)
+    with pytest.raises(LeadsyncError, match="source.key has to be unique"), state.transaction():
+        ledger.claim(state, 1, 2, [(LEAD, NEW, "ASDAD:1"), (LEAD, OLD, "ASDAD:1")])
 
 
 def wait_for_a_lock(dsn: str) -> None:

@@ -288,7 +288,7 @@ def _uploads(external_id_field: str, leads: Sequence[Lead]) -> Iterator[tuple[li
     """The leads of each job, and its CSV; those that a CSV can't say are in none."""
     leads = [lead for lead in leads if PLAIN.issuperset(map(type, lead.fields.values()))]
     columns = list(dict.fromkeys(chain.from_iterable(lead.fields for lead in leads)))
-    lines: list[str] = []
+    lines: list[str] = []  # the one that csv has just written
     write = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\n").writerow
     write([external_id_field, *columns])
     header = lines.pop().encode()

@@ -180,7 +180,7 @@ def claim(
         return verdict
     connection.execute(BY_KEY)
     connection.execute(CLAIMS)
-    # In key order: what looks them up, twice, finds neighbours in the same pages of the index.
+    # In key order: what looks them up finds neighbours in the same pages of the index.
     _copy(connection, COPY_CLAIMS, [_claim(*lead) for lead in sorted(leads)])
     values = {"destination": destination, "sequence": sequence, "resend": resend, "ids": ids}
     for _ in range(MOST_TRIES):
